@@ -1,0 +1,73 @@
+# make ticket    find the first winning ticket        make test    run the tests        make help    everything else
+#
+# Both make .venv, install the pinned requirements and the package, and skip what is done: two stamp files in .venv are
+# as new as requirements.txt and as the build files and C++ sources. The package is installed editable, so that a changed
+# Python file is used at once and only a changed C++ file costs a rebuild.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/lenet
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+REQUIREMENTS := $(VENV)/.requirements.stamp
+PACKAGE := $(VENV)/.package.stamp
+COMPILER = $(firstword $(CXX))
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup ticket test lint format types bench clean distclean FORCE
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(PACKAGE) ## make .venv, install the pinned requirements, build and install the package
+	@echo "lth_sparse is installed in $(VENV)"
+
+ticket: $(PACKAGE) ## find a winning ticket in LeNet-300-100 (under 5 minutes on 2 cores), resume it, or show it again
+	$(BIN)/lth-sparse find lenet --quick --output $(RUN)
+
+test: $(PACKAGE) ## run the tests (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(REQUIREMENTS) ## ruff: rules and formatting, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(REQUIREMENTS) ## ruff: format, and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(PACKAGE) ## mypy
+	$(BIN)/mypy
+
+bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv bench.csv" and the like are passed on)
+	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
+
+clean: ## remove what was built and cached; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f lth_sparse/_C*.so $(PACKAGE)
+	find lth_sparse kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv; runs/ stays
+	rm -rf $(VENV)
+
+$(REQUIREMENTS): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "lth_sparse: no '$(PYTHON)': install Python 3.10 or newer (Debian: apt install python3 python3-venv python3-dev)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "lth_sparse: needs Python 3.10 or newer, and '$(PYTHON)' is $$($(PYTHON) -V): name another one with make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "lth_sparse: '$(PYTHON)' cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned requirements into $(VENV) (torch is the large one)"
+	@$(PIP) install --requirement requirements.txt
+	@touch $@
+
+$(PACKAGE): $(REQUIREMENTS) pyproject.toml setup.py lth_sparse/_version.py $(wildcard csrc/*) $(if $(wildcard lth_sparse/_C*.so),,FORCE)
+	@command -v $(COMPILER) >/dev/null || { echo "lth_sparse: no C++ compiler '$(COMPILER)' (Debian: apt install g++; or name yours with make CXX=clang++ ...)" >&2; exit 1; }
+	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "lth_sparse: Python.h is missing: install the headers of '$(PYTHON)' (Debian: apt install python3-dev)" >&2; exit 1; }
+	@echo "Building lth_sparse._C and installing the package into $(VENV)"
+	@$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+FORCE:

@@ -1,0 +1,1 @@
+"""Timings of layers and networks; see README.md here. Run with ``pytest benchmarks``."""

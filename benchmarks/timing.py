@@ -1,0 +1,82 @@
+"""Measuring candidates against each other, and handing the samples to pytest-benchmark.
+
+Candidates are interleaved: every round runs each of them once, in a new order. What disturbs a machine for seconds
+(other processes, clock frequency, temperature) then disturbs all of them alike, and the ratio of two of them within a
+round is far steadier than either time.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+WARM_UP_ROUNDS = 3
+LEAST_ROUNDS = 11
+MOST_ROUNDS = 2000
+
+Samples = dict[str, list[float]]
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], seconds: float) -> Samples:
+    """Seconds of each call, a list per candidate of one length; sample i of all candidates is from round i.
+
+    Runs until `seconds` for each candidate have passed, but 11 rounds at least.
+    """
+    order, shuffle = list(candidates), random.Random(0).shuffle
+    for _ in range(WARM_UP_ROUNDS):
+        for name in order:
+            candidates[name]()
+    samples: Samples = {name: [] for name in candidates}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds * len(order)
+        for done in range(MOST_ROUNDS):
+            if done >= LEAST_ROUNDS and time.perf_counter() > end:
+                break
+            shuffle(order)
+            for name in order:
+                start = time.perf_counter()
+                candidates[name]()
+                samples[name].append(time.perf_counter() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the values lie, linearly interpolated; 0.5 is the median."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+class Replay:
+    """A clock that shows recorded samples to pytest-benchmark.
+
+    pytest-benchmark measures one candidate after the other; its tables, `--benchmark-save` and `--benchmark-compare`
+    are still wanted for interleaved samples. So its timer is this clock, and the function that it "times" moves the
+    clock by the next sample.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._samples: Iterator[float] = iter(())
+
+    def clock(self) -> float:
+        """The timer."""
+        return self._now
+
+    def load(self, samples: Sequence[float]) -> int:
+        """Take the samples to show next; returns the number of rounds that shows all of them."""
+        self._samples = iter(samples)
+        return len(samples)
+
+    def advance(self) -> None:
+        """The function to time."""
+        self._now += next(self._samples)

@@ -1,0 +1,109 @@
+#include "conv_geometry.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace lth {
+namespace {
+
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+void expect(bool holds, const char* name, const std::string& what, int64_t got) {
+  if (!holds) throw std::invalid_argument(std::string(name) + ": expected " + what + ", got " + std::to_string(got));
+}
+
+void check_axis(const char* out_name, int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t span = in + 2 * pad - dilation * (kernel - 1) - 1;
+  const int64_t right = span < 0 ? 0 : span / stride + 1;
+  expect(out == right, out_name, std::to_string(right), out);
+}
+
+}  // namespace
+
+void check(const ConvSizes& s) {
+  expect(s.n >= 0, "n", "at least 0", s.n);
+  expect(s.height >= 0, "height", "at least 0", s.height);
+  expect(s.width >= 0, "width", "at least 0", s.width);
+  expect(s.groups >= 1, "groups", "at least 1", s.groups);
+  expect(s.channels >= 0 && s.channels % s.groups == 0, "channels", "a multiple of groups", s.channels);
+  expect(s.out_channels >= 0 && s.out_channels % s.groups == 0, "out_channels", "a multiple of groups", s.out_channels);
+  const struct {
+    const char* name;
+    int64_t value, least;
+  } positive[] = {{"kernel_h", s.kernel_h, 1}, {"kernel_w", s.kernel_w, 1},     {"stride_h", s.stride_h, 1},
+                  {"stride_w", s.stride_w, 1}, {"dilation_h", s.dilation_h, 1}, {"dilation_w", s.dilation_w, 1},
+                  {"pad_h", s.pad_h, 0},       {"pad_w", s.pad_w, 0}};
+  for (const auto& p : positive) expect(p.value >= p.least, p.name, "at least " + std::to_string(p.least), p.value);
+  check_axis("out_h", s.height, s.out_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
+  check_axis("out_w", s.width, s.out_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
+}
+
+Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t pad_, int64_t dilation)
+    : in(in_), out(out_), kernel(kernel_), stride(stride_), pad(pad_) {
+  std::vector<Range> shifts;  // by phase
+  for (int64_t k = 0; k < kernel; ++k) {
+    const int64_t q = k * dilation / stride, p = k * dilation % stride;
+    size_t f = static_cast<size_t>(std::find(residue_.begin(), residue_.end(), p) - residue_.begin());
+    if (f == residue_.size()) {
+      residue_.push_back(p);
+      shifts.push_back({q, q});
+    }
+    shifts[f].end = q;
+    shift.push_back(q);
+    phase.push_back(static_cast<int64_t>(f));
+    max_shift = std::max(max_shift, q);
+  }
+  for (size_t f = 0; f < residue_.size(); ++f) {
+    const int64_t first = -floor_div(residue_[f] - pad, stride);  // smallest v whose real coordinate is not negative
+    const int64_t last = floor_div(in - 1 + pad - residue_[f], stride);
+    Range r{std::max(first, shifts[f].begin), std::min(last, out - 1 + shifts[f].end) + 1};
+    if (r.end <= r.begin) r = {0, 0};
+    inside.push_back(r);
+    if (r.end == r.begin) continue;
+    any = any.end == any.begin ? r : Range{std::min(any.begin, r.begin), std::max(any.end, r.end)};
+  }
+}
+
+RowTiling tile_rows(int64_t n, int64_t positions, int64_t vector_lanes, int64_t widest_tile) {
+  RowTiling best{};
+  double best_cost = 0;
+  for (int64_t images = 1; images <= 8 * vector_lanes; images *= 2) {
+    RowTiling t;
+    t.images = images;
+    t.blocks = ceil_div(n, images);
+    const int64_t vectors = ceil_div(positions * images, vector_lanes);
+    t.strips = ceil_div(vectors, widest_tile);
+    t.tile = ceil_div(vectors, t.strips);
+    t.lanes = t.tile * vector_lanes;
+    t.row_lanes = t.strips * t.lanes;
+    // In multiply-adds for each non-zero: a strip costs its registers and some two more for the offset and the value. Fewer
+    // images than lanes make most loads straddle cache lines; more than needed make neighbouring pixels lie further apart.
+    const double straddle = images < vector_lanes ? 1.6 : 1.0;
+    const double cost = static_cast<double>(t.blocks * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) *
+                        (images > vector_lanes ? 1.05 : 1.0);
+    if (best.images == 0 || cost < best_cost) {
+      best = t;
+      best_cost = cost;
+    }
+    if (images >= n) break;
+  }
+  return best;
+}
+
+Grid split_team(int team, int64_t rows) {
+  Grid best{1, team};
+  double best_time = 0;
+  for (int parts = 1; parts <= team; ++parts) {
+    if (team % parts != 0) continue;
+    const int channels = team / parts;
+    const double time = static_cast<double>(ceil_div(rows, parts)) / channels * (1.0 + 0.1 * (channels - 1));
+    if (parts == 1 || time < best_time) {
+      best = {parts, channels};
+      best_time = time;
+    }
+  }
+  return best;
+}
+
+}  // namespace lth

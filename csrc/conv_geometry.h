@@ -1,0 +1,68 @@
+// The geometry of a convolution once its strides are gone, one axis at a time.
+//
+// With stride s, tap k reads padded coordinate y = o*s + k*d. Write k*d = q*s + p: the tap reads element v = o + q of *phase* p,
+// the sub-image of every s-th padded coordinate from p on. Each phase is a virtual channel on which the convolution has stride 1
+// and the tap has *shift* q. Phases that no tap uses do not exist here, and neither do pixels that no output reads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csr_conv.h"
+#include "parallel.h"
+
+namespace lth {
+
+struct Axis {
+  Axis(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation);
+
+  int64_t in, out, kernel, stride, pad;
+  int64_t max_shift = 0;
+  std::vector<int64_t> shift, phase;  // by tap; phase is an index into `inside`
+  std::vector<Range> inside;          // by phase: virtual coordinates that are real pixels and read by some output
+  Range any{0, 0};                    // from the first to the last of them over all phases
+
+  int64_t phases() const { return static_cast<int64_t>(inside.size()); }
+  int64_t real(int64_t v, int64_t f) const { return v * stride + residue_[static_cast<size_t>(f)] - pad; }
+  bool is_inside(int64_t v, int64_t f) const {
+    const Range r = inside[static_cast<size_t>(f)];
+    return v >= r.begin && v < r.end;
+  }
+
+ private:
+  std::vector<int64_t> residue_;  // by phase
+};
+
+struct Geometry {
+  explicit Geometry(const ConvSizes& sizes)
+      : y(sizes.height, sizes.out_h, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h),
+        x(sizes.width, sizes.out_w, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w),
+        phases(y.phases() * x.phases()),
+        virtual_channels(sizes.channels * phases) {}
+
+  Axis y, x;
+  int64_t phases;            // virtual channels for each channel, y phase major
+  int64_t virtual_channels;
+
+  int64_t phase_of(int64_t ky, int64_t kx) const {
+    return y.phase[static_cast<size_t>(ky)] * x.phases() + x.phase[static_cast<size_t>(kx)];
+  }
+};
+
+// How one row of pixels by images is cut into strips: `images` images share a vector, `strips` strips of `tile` registers cover
+// `positions` pixels of each.
+struct RowTiling {
+  int64_t images, blocks, tile, strips, lanes, row_lanes;  // row_lanes = strips * lanes >= positions * images
+};
+
+RowTiling tile_rows(int64_t n, int64_t positions, int64_t vector_lanes, int64_t widest_tile);
+
+// A team as a grid: `rows` parts of the (image block, pixel row) pairs times `channels` parts of the channels. Rows come first,
+// since threads that share rows all pack the same input; channels only where there are too few rows to go round.
+struct Grid {
+  int rows, channels;
+};
+
+Grid split_team(int team, int64_t rows);
+
+}  // namespace lth

@@ -1,0 +1,60 @@
+// Both gradients of one strip in one pass over dy, column by column of the weight (non-zeros in column order):
+//     dx[c] = sum over the non-zeros k of column c of values[k] * dy[offset[k]]
+//     dw[k] += <x[c], dy[offset[k]]>
+// The strips x[c] and dx[c] stay in registers while each strip of dy that is loaded feeds both. Nothing is scattered: dw is
+// written in order, four horizontal sums at a time. WantDx = false leaves out the first line (csr_sddmm).
+
+template <class T, int Tile, class Index, bool WantDx>
+void csr_backward(const BackwardArgs<T, Index>& a) {
+  using V = Vec<T>;
+  using reg = typename V::reg;
+  const T* const dy = a.dy;
+  const Index* const offset = a.offset;
+  const T* const values = a.values;
+  const int64_t unit = a.unit;
+  T* const dw = a.dw;
+  for (int64_t c = 0; c < a.cols; ++c) {
+    int64_t k = a.begin[c];
+    const int64_t end = a.end[c];
+    const T* const xc = a.x + c * a.x_pitch;
+    T* const dxc = WantDx ? a.dx + c * a.dx_pitch : nullptr;
+    reg x[Tile], dx[Tile];
+#pragma GCC unroll 8
+    for (int i = 0; i < Tile; ++i) {
+      x[i] = V::load(xc + i * V::kLanes);
+      dx[i] = WantDx && a.accumulate ? V::load(dxc + i * V::kLanes) : V::zero();
+    }
+    for (; k + 4 <= end; k += 4) {
+      reg p[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const T* const g = dy + static_cast<int64_t>(offset[k + j]) * unit;
+        const reg v = WantDx ? V::set1(values[k + j]) : V::zero();
+        p[j] = V::zero();
+#pragma GCC unroll 8
+        for (int i = 0; i < Tile; ++i) {
+          const reg gi = V::keep(V::load(g + i * V::kLanes));
+          if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
+          p[j] = V::fma(gi, x[i], p[j]);
+        }
+      }
+      V::add_sums(dw + k, p);
+    }
+    for (; k < end; ++k) {
+      const T* const g = dy + static_cast<int64_t>(offset[k]) * unit;
+      const reg v = WantDx ? V::set1(values[k]) : V::zero();
+      reg p = V::zero();
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i) {
+        const reg gi = V::load(g + i * V::kLanes);
+        if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
+        p = V::fma(gi, x[i], p);
+      }
+      dw[k] += V::sum(p);
+    }
+    if (WantDx) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i) V::store(dxc + i * V::kLanes, dx[i]);
+    }
+  }
+}

@@ -1,0 +1,233 @@
+#include "csr_linear.h"
+
+#include <cstring>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace lth {
+namespace {
+
+constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
+constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
+constexpr double kGrain = 1 << 17;        // multiply-adds that are worth a thread
+constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
+
+// How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
+struct Tiling {
+  int64_t tile, lanes, strips;
+
+  Tiling(int64_t batch, int64_t vector_lanes, int64_t widest) {
+    strips = ceil_div(batch, widest * vector_lanes);
+    tile = ceil_div(ceil_div(batch, strips), vector_lanes);
+    lanes = tile * vector_lanes;
+  }
+};
+
+// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
+template <class T>
+void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features, T* packed) {
+  const int64_t first = strip * t.lanes;
+  const int64_t samples = std::min(t.lanes, batch - first);
+  const T* const from = src + first * s.batch + features.begin * s.feature;
+  T* const to = packed + features.begin * t.lanes;
+  const int64_t count = features.end - features.begin;
+  if (s.feature == 1) {
+    k.transpose(from, s.batch, samples, count, to, t.lanes, t.lanes);
+    return;
+  }
+  for (int64_t f = 0; f < count; ++f) {
+    const T* const p = from + f * s.feature;
+    T* const q = to + f * t.lanes;
+    if (s.batch == 1) {
+      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < samples; ++i) q[i] = p[i * s.batch];
+    }
+    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
+  }
+}
+
+// The way back: `count` features from packed[feature * lanes + lane] to dst, from feature `first_feature` on.
+template <class T>
+void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides d, int64_t batch, const Tiling& t,
+            int64_t strip, int64_t first_feature) {
+  const int64_t first = strip * t.lanes;
+  const int64_t samples = std::min(t.lanes, batch - first);
+  T* const to = dst + first * d.batch + first_feature * d.feature;
+  if (d.feature == 1) {
+    k.transpose(packed, t.lanes, count, samples, to, d.batch, count);
+    return;
+  }
+  for (int64_t f = 0; f < count; ++f) {
+    const T* const p = packed + f * t.lanes;
+    T* const q = to + f * d.feature;
+    if (d.batch == 1) {
+      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = p[i];
+    }
+  }
+}
+
+// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks.
+template <class T>
+void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first, int64_t strips,
+                int64_t features, T* packed, int thread, int threads) {
+  const int64_t chunks = ceil_div(features, kChunk);
+  const Range mine = share(strips * chunks, thread, threads);
+  for (int64_t i = mine.begin; i < mine.end;) {
+    const int64_t strip = i / chunks;
+    const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
+    const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
+    pack(k, src, s, batch, t, first + strip, range, packed + strip * features * t.lanes);
+    i = stop;
+  }
+}
+
+// Where there are plenty, rows are dealt out in whole chunks, so that no two threads write to one cache line of the output.
+int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
+
+int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
+  const int64_t fit = kRoundBytes / std::max<int64_t>(1, features * t.lanes * bytes);
+  return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
+}
+
+}  // namespace
+
+template <class T, class Index>
+void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y, Strides ys,
+                        const int32_t* crow, const Index* col, int threads) {
+  if (sizes.batch == 0 || sizes.rows == 0) return;
+  const Kernels<T>& k = kernels<T>();
+  const Tiling t(sizes.batch, k.lanes, k.spmm_tile);
+  const auto spmm = k.template indexed<Index>().spmm[t.tile];
+  const int64_t nnz = crow[sizes.rows];
+  const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
+  threads = useful_threads(threads, work, kGrain);
+  const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
+
+  Plan plan;
+  const size_t packed_at = plan.add<T>(round * sizes.cols * t.lanes);
+  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
+  const Scratch scratch(plan);
+  T* const packed = scratch.at<T>(packed_at);
+
+  parallel(threads, [&](int thread, int team) {
+    T* const out = scratch.at<T>(out_at, kChunk * t.lanes, thread);
+    for (int64_t first = 0; first < t.strips; first += round) {
+      const int64_t strips = std::min(round, t.strips - first);
+      if (first > 0) barrier(team);
+      pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
+      barrier(team);
+
+      const int64_t strip_weight = nnz + kRowCost * sizes.rows, align = cut_alignment(sizes.rows, team);
+      const Range mine = share(strips * strip_weight, thread, team);
+      for (int64_t strip = mine.begin / strip_weight; strip * strip_weight < mine.end; ++strip) {
+        const auto cut = [&](int64_t weight) {
+          return row_at(crow, sizes.rows, kRowCost, std::min(weight - strip * strip_weight, strip_weight), align);
+        };
+        const int64_t stop = cut(mine.end);
+        for (int64_t r = mine.begin <= strip * strip_weight ? 0 : cut(mine.begin); r < stop; r += kChunk) {
+          const int64_t count = std::min(kChunk, stop - r);
+          spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, crow + r, crow + r + 1, count,
+                bias == nullptr ? nullptr : bias + r, false, out, t.lanes});
+          unpack(k, out, count, y, ys, sizes.batch, t, first + strip, r);
+        }
+      }
+    }
+  });
+}
+
+template <class T, class Index>
+void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values, T* dx,
+                         Strides dxs, T* dvalues, T* dbias, const int32_t* ccol, const Index* row, const int32_t* perm,
+                         int threads) {
+  const Kernels<T>& k = kernels<T>();
+  const int64_t nnz = ccol[sizes.cols];
+  if (sizes.batch == 0) {
+    if (dvalues != nullptr) std::memset(dvalues, 0, static_cast<size_t>(nnz) * sizeof(T));
+    if (dbias != nullptr) std::memset(dbias, 0, static_cast<size_t>(sizes.rows) * sizeof(T));
+    return;
+  }
+  const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
+  const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
+  const auto& ops = k.template indexed<Index>();
+  const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
+  threads = useful_threads(threads, work, kGrain / 2);
+  const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
+
+  Plan plan;
+  const size_t grad_at = plan.add<T>(round * sizes.rows * t.lanes);
+  const size_t x_at = plan.add<T>(dw ? round * sizes.cols * t.lanes : 0);
+  const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
+  const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
+  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
+  const Scratch scratch(plan);
+  T* const packed_grad = scratch.at<T>(grad_at);
+  T* const packed_x = scratch.at<T>(x_at);
+  T* const by_column = scratch.at<T>(values_at);
+  T* const dby_column = scratch.at<T>(dvalues_at);
+
+  parallel(threads, [&](int thread, int team) {
+    T* const out = scratch.at<T>(out_at, kChunk * t.lanes, thread);
+    const int64_t weight = nnz + kRowCost * sizes.cols;
+    const auto cut = [&](int part) {
+      return row_at(ccol, sizes.cols, kRowCost, weight * part / team, cut_alignment(sizes.cols, team));
+    };
+    const Range columns{cut(thread), cut(thread + 1)};  // this thread's alone, in every strip: nobody else adds to their dw
+    const Range mine{ccol[columns.begin], ccol[columns.end]};
+    if (dx != nullptr) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) by_column[i] = values[perm[i]];
+    }
+    if (dw) std::memset(dby_column + mine.begin, 0, static_cast<size_t>(mine.end - mine.begin) * sizeof(T));
+
+    for (int64_t first = 0; first < t.strips; first += round) {
+      const int64_t strips = std::min(round, t.strips - first);
+      if (first > 0) barrier(team);
+      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
+      if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
+      barrier(team);
+
+      if (dbias != nullptr) {
+        const Range rows = share(sizes.rows, thread, team);
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          T total = first > 0 ? dbias[r] : T(0);
+          for (int64_t strip = 0; strip < strips; ++strip) total += k.sum(packed_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
+          dbias[r] = total;
+        }
+      }
+      if (!dw && dx == nullptr) continue;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const T* const g = packed_grad + strip * sizes.rows * t.lanes;
+        for (int64_t c = columns.begin; c < columns.end; c += kChunk) {
+          const int64_t count = std::min(kChunk, columns.end - c);
+          const int32_t* const begin = ccol + c;
+          if (dw) {
+            (both ? ops.backward : ops.sddmm)[t.tile]({packed_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
+                                                       by_column, begin, begin + 1, count, false, out, t.lanes, dby_column});
+          } else {
+            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, out, t.lanes});
+          }
+          if (dx != nullptr) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
+        }
+      }
+    }
+    if (dw) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) dvalues[perm[i]] = dby_column[i];
+    }
+  });
+}
+
+#define LTH_INSTANTIATE(T, Index)                                                                                         \
+  template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,       \
+                                             const int32_t*, const Index*, int);                                           \
+  template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*,      \
+                                              Strides, T*, T*, const int32_t*, const Index*, const int32_t*, int);
+LTH_INSTANTIATE(float, uint16_t)
+LTH_INSTANTIATE(float, int32_t)
+LTH_INSTANTIATE(double, uint16_t)
+LTH_INSTANTIATE(double, int32_t)
+
+}  // namespace lth

@@ -1,0 +1,36 @@
+// The kernels compiled for avx2, whatever flags the rest of the build uses: a target region around the shared *-inl.h.
+//
+// Everything from the standard library is included before the region opens and nothing in the region calls into it, so that no
+// inline function shared with other files is ever compiled for this instruction set (one definition per program).
+#include "table.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define LTH_ISA "avx2"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace lth {
+namespace avx2 {
+#include "simd-avx2-inl.h"
+#include "csr_spmm-inl.h"
+#include "csr_backward-inl.h"
+#include "pack-inl.h"
+#include "table-inl.h"
+}  // namespace avx2
+}  // namespace lth
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // x86-64

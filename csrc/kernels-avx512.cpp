@@ -1,0 +1,44 @@
+// The kernels compiled for avx512, whatever flags the rest of the build uses: a target region around the shared *-inl.h.
+//
+// Everything from the standard library is included before the region opens and nothing in the region calls into it, so that no
+// inline function shared with other files is ever compiled for this instruction set (one definition per program).
+#include "table.h"
+
+#if defined(__x86_64__)
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push  // GCC 12 takes the deliberately undefined operands inside its own intrinsics for mistakes
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+#define LTH_ISA "avx512"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+namespace lth {
+namespace avx512 {
+#include "simd-avx512-inl.h"
+#include "csr_spmm-inl.h"
+#include "csr_backward-inl.h"
+#include "pack-inl.h"
+#include "table-inl.h"
+}  // namespace avx512
+}  // namespace lth
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // x86-64

@@ -1,0 +1,14 @@
+// The kernels for any machine: the shared *-inl.h over 16-byte vectors of the compiler, without a target region.
+#include "table.h"
+
+#define LTH_ISA "scalar"
+
+namespace lth {
+namespace scalar {
+#include "simd-scalar-inl.h"
+#include "csr_spmm-inl.h"
+#include "csr_backward-inl.h"
+#include "pack-inl.h"
+#include "table-inl.h"
+}  // namespace scalar
+}  // namespace lth

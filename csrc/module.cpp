@@ -1,0 +1,198 @@
+// lth_sparse._C: the only file that knows Python. It turns integers into pointers and types, and nothing else.
+//
+// Arguments are checked in Python (lth_sparse/ops); here only what would make a call meaningless is refused. No function
+// holds the GIL while it computes. lth_sparse/_C.pyi documents every function.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "cpu_features.h"
+#include "csr_conv.h"
+#include "csr_linear.h"
+#include "kernels.h"
+#include "scratch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Pointer = std::uintptr_t;
+
+template <class T>
+T* as(Pointer p) {
+  return reinterpret_cast<T*>(p);
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls body(Type<value>, Type<index>) for the types that the codes name.
+template <class Body>
+void with_types(int dtype, int index_bits, Body&& body) {
+  if (dtype != 0 && dtype != 1) throw std::invalid_argument("dtype: expected 0 (float32) or 1 (float64), got " + std::to_string(dtype));
+  if (index_bits != 16 && index_bits != 32) {
+    throw std::invalid_argument("index_bits: expected 16 or 32, got " + std::to_string(index_bits));
+  }
+  if (dtype == 0 && index_bits == 16) body(Type<float>(), Type<uint16_t>());
+  if (dtype == 0 && index_bits == 32) body(Type<float>(), Type<int32_t>());
+  if (dtype == 1 && index_bits == 16) body(Type<double>(), Type<uint16_t>());
+  if (dtype == 1 && index_bits == 32) body(Type<double>(), Type<int32_t>());
+}
+
+void at_least(const char* name, int64_t value, int64_t least) {
+  if (value < least) {
+    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " + std::to_string(value));
+  }
+}
+
+void not_null(const char* name, Pointer p, bool needed) {
+  if (needed && p == 0) throw std::invalid_argument(std::string(name) + ": expected a pointer, got 0");
+}
+
+void check_linear(int64_t batch, int64_t rows, int64_t cols, int threads) {
+  at_least("batch", batch, 0);
+  at_least("rows", rows, 0);
+  at_least("cols", cols, 0);
+  at_least("threads", threads, 1);
+}
+
+void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Pointer crow, Pointer col, int64_t batch,
+                        int64_t rows, int64_t cols, int64_t x_batch_stride, int64_t x_feature_stride, int64_t y_batch_stride,
+                        int64_t y_feature_stride, int index_bits, int dtype, int threads) {
+  check_linear(batch, rows, cols, threads);
+  not_null("crow", crow, true);
+  not_null("x", x, batch > 0 && cols > 0);
+  not_null("y", y, batch > 0 && rows > 0);
+  with_types(dtype, index_bits, [&](auto value, auto index) {
+    using T = typename decltype(value)::type;
+    using Index = typename decltype(index)::type;
+    lth::csr_linear_forward<T, Index>({batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
+                                      as<const T>(bias), as<T>(y), {y_batch_stride, y_feature_stride}, as<const int32_t>(crow),
+                                      as<const Index>(col), threads);
+  });
+}
+
+void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias, Pointer crow,
+                         Pointer /*col*/, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows, int64_t cols,
+                         int64_t grad_batch_stride, int64_t grad_feature_stride, int64_t x_batch_stride,
+                         int64_t x_feature_stride, int64_t dx_batch_stride, int64_t dx_feature_stride, int index_bits,
+                         int dtype, int threads) {
+  check_linear(batch, rows, cols, threads);
+  not_null("crow", crow, true);
+  not_null("ccol", ccol, true);
+  not_null("grad", grad, batch > 0 && rows > 0);
+  not_null("x", x, batch > 0 && cols > 0 && dvalues != 0);
+  with_types(dtype, index_bits, [&](auto value, auto index) {
+    using T = typename decltype(value)::type;
+    using Index = typename decltype(index)::type;
+    lth::csr_linear_backward<T, Index>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
+                                       as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values), as<T>(dx),
+                                       {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
+                                       as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm), threads);
+  });
+}
+
+void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Pointer crow, Pointer col, int64_t n,
+                        int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
+                        int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                        int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, int index_bits, int dtype,
+                        int threads) {
+  const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
+  lth::check(sizes);
+  at_least("threads", threads, 1);
+  not_null("crow", crow, true);
+  not_null("x", x, n * channels * height * width > 0);
+  not_null("y", y, n * out_channels * out_h * out_w > 0);
+  with_types(dtype, index_bits, [&](auto value, auto index) {
+    using T = typename decltype(value)::type;
+    using Index = typename decltype(index)::type;
+    lth::csr_conv2d_forward<T, Index>(sizes, as<const T>(x), as<const T>(values), as<const T>(bias), as<T>(y),
+                                      as<const int32_t>(crow), as<const Index>(col), threads);
+  });
+}
+
+void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias, Pointer crow,
+                         Pointer col, int64_t n, int64_t channels, int64_t height, int64_t width, int64_t out_channels,
+                         int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                         int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
+                         int index_bits, int dtype, int threads) {
+  const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
+  lth::check(sizes);
+  at_least("threads", threads, 1);
+  not_null("crow", crow, true);
+  not_null("grad", grad, n * out_channels * out_h * out_w > 0);
+  not_null("x", x, n * channels * height * width > 0 && dvalues != 0);
+  with_types(dtype, index_bits, [&](auto value, auto index) {
+    using T = typename decltype(value)::type;
+    using Index = typename decltype(index)::type;
+    lth::csr_conv2d_backward<T, Index>(sizes, as<const T>(grad), as<const T>(x), as<const T>(values), as<T>(dx),
+                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(crow), as<const Index>(col), threads);
+  });
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = std::string("gcc ") + __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+#if defined(LTH_SPARSE_VERSION)
+  info["version"] = LTH_SPARSE_VERSION;
+#else
+  info["version"] = "unknown";
+#endif
+  return info;
+}
+
+std::vector<std::string> names_of(const std::vector<lth::Isa>& isas) {
+  std::vector<std::string> names;
+  for (lth::Isa isa : isas) names.push_back(lth::name_of(isa));
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.doc() = "CPU kernels of lth_sparse; see _C.pyi";
+  m.def("csr_linear_forward", &csr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("y"),
+        py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("x_batch_stride"),
+        py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("index_bits"),
+        py::arg("dtype"), py::arg("threads"));
+  m.def("csr_linear_backward", &csr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("dx"),
+        py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("ccol"), py::arg("row"),
+        py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("grad_batch_stride"),
+        py::arg("grad_feature_stride"), py::arg("x_batch_stride"), py::arg("x_feature_stride"), py::arg("dx_batch_stride"),
+        py::arg("dx_feature_stride"), py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("y"),
+        py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
+        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
+        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
+        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("dx"),
+        py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
+        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
+        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
+        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("isa", [] { return lth::name_of(lth::current_isa()); });
+  m.def("isas", [] { return names_of(lth::runnable_isas()); });
+  m.def("set_isa", &lth::set_isa, py::arg("name"));
+  m.def("microkernels", &lth::microkernels);
+  m.def("build_info", &build_info);
+  m.def("trim", &lth::trim);
+}

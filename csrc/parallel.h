@@ -1,0 +1,64 @@
+// A team of threads, and fair shares of its work. Without OpenMP everything runs on the calling thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace lth {
+
+// Calls body(thread, threads) on each thread of a team; the team may turn out smaller than asked for.
+template <class Body>
+void parallel(int threads, Body&& body) {
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    body(omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#else
+  (void)threads;
+#endif
+  body(0, 1);
+}
+
+// All threads of the innermost team wait for each other. `threads` is the team's size: a team of one has nobody to wait for.
+inline void barrier(int threads) {
+  if (threads > 1) {
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
+  }
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// The part-th of `parts` nearly equal pieces of [0, total).
+inline Range share(int64_t total, int part, int parts) { return {total * part / parts, total * (part + 1) / parts}; }
+
+// Where to cut rows of unequal length: the first row in [0, rows] at which pointers[row] + row * row_cost reaches `weight`,
+// rounded down to a multiple of `align` unless it is the end.
+inline int64_t row_at(const int32_t* pointers, int64_t rows, int64_t row_cost, int64_t weight, int64_t align = 1) {
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (pointers[middle] - pointers[0] + middle * row_cost < weight) low = middle + 1;
+    else high = middle;
+  }
+  return low == rows ? rows : low / align * align;
+}
+
+// No more threads than there are `grain`s of work: waking a thread costs microseconds.
+inline int useful_threads(int threads, double work, double grain) {
+  return static_cast<int>(std::max(1.0, std::min(static_cast<double>(threads), work / grain)));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace lth

@@ -1,0 +1,59 @@
+// The instruction set every machine has: 16-byte vectors in the compiler's own vector extension, so that it becomes SSE2 on
+// x86-64 and NEON on AArch64 without an intrinsic. It also says what the members of Vec mean; the other simd-*-inl.h follow it.
+
+template <class T>
+struct Reg;
+template <>
+struct Reg<float> {
+  typedef float type __attribute__((vector_size(16)));
+};
+template <>
+struct Reg<double> {
+  typedef double type __attribute__((vector_size(16)));
+};
+
+template <class T>
+struct Vec {
+  using reg = typename Reg<T>::type;
+  static constexpr int kLanes = 16 / sizeof(T);
+  static constexpr int kBackwardTile = 4;  // widest strip of the backward kernels that does not spill registers
+
+  static reg zero() { return reg{}; }
+  static reg set1(T v) { return reg{} + v; }
+  static reg load(const T* p) {  // p needs no alignment
+    reg v;
+    __builtin_memcpy(&v, p, sizeof(reg));
+    return v;
+  }
+  static void store(T* p, reg v) { __builtin_memcpy(p, &v, sizeof(reg)); }
+  static reg load_part(const T* p, int n) {  // n values (0 <= n <= kLanes), then zeros; reads nothing beyond them
+    reg v{};
+    for (int i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+  }
+  static void store_part(T* p, reg v, int n) {  // the first n values; writes nothing beyond them
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
+  static reg keep(reg v) { return v; }  // v in a register: stops a load from being repeated as the operand of two instructions
+  static reg add(reg a, reg b) { return a + b; }
+  static reg fma(reg a, reg b, reg c) { return a * b + c; }
+  static T sum(reg v) {
+    T s = v[0];
+    for (int i = 1; i < kLanes; ++i) s += v[i];
+    return s;
+  }
+
+  static void add_sums(T* out, const reg (&p)[4]) {  // out[i] += sum(p[i])
+    for (int i = 0; i < 4; ++i) out[i] += sum(p[i]);
+  }
+
+  static void transpose(reg (&r)[kLanes]) {  // kLanes x kLanes values, in place
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = i + 1; j < kLanes; ++j) {
+        const T t = r[i][j];
+        r[i][j] = r[j][i];
+        r[j][i] = t;
+      }
+    }
+  }
+};

@@ -1,0 +1,166 @@
+"""CPU kernels for CSR weights, compiled from ``csrc/``.
+
+Tensors come as addresses (``Tensor.data_ptr()``, 0 for "none"), sizes and strides as element counts. Nothing here looks at
+memory before it is used: ``lth_sparse.ops`` checks shapes, dtypes, devices and index ranges once, then calls. Import torch
+first, so that both use one OpenMP run-time. Every function releases the GIL, may be called from several Python threads at once,
+writes every element of its outputs whatever they held before, and computes the same result, bit for bit, in every run with the
+same arguments, number of threads and instruction set.
+
+Common arguments:
+
+* ``values`` ``[nnz]``, in CSR order; ``bias`` ``[rows]`` or 0; both of the value type.
+* ``crow`` ``[rows + 1]``, ``ccol`` ``[cols + 1]``, ``perm`` ``[nnz]``: int32. ``perm[k]``: CSR position of the k-th
+  non-zero in column order. ``col``, ``row`` ``[nnz]``: uint16 or int32, ascending within a row (a column).
+* ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
+* ``dtype``: 0 for float32, 1 for float64.
+* ``threads``: at least 1; fewer are used where the work is too small to share.
+
+Raises ``ValueError`` for impossible sizes, codes and missing pointers, naming the argument; ``RuntimeError`` when the environment
+variable ``LTH_SPARSE_ISA`` names an instruction set that is unknown or that this processor lacks; ``MemoryError``.
+"""
+
+from __future__ import annotations
+
+def csr_linear_forward(
+    x: int,
+    values: int,
+    bias: int,
+    y: int,
+    crow: int,
+    col: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    y_batch_stride: int,
+    y_feature_stride: int,
+    index_bits: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y[n, r] = bias[r] + sum over k in [crow[r], crow[r + 1]) of values[k] * x[n, col[k]].
+
+    ``x`` ``[batch, cols]`` and ``y`` ``[batch, rows]`` have any strides; feature-major ones (batch stride 1) are the fastest.
+    """
+
+def csr_linear_backward(
+    grad: int,
+    x: int,
+    values: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    crow: int,
+    col: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    grad_batch_stride: int,
+    grad_feature_stride: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    dx_batch_stride: int,
+    dx_feature_stride: int,
+    index_bits: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of csr_linear_forward, given ``grad`` ``[batch, rows]``, that of y.
+
+    dx[n, c] = sum over r of W[r, c] grad[n, r];  dvalues[k] = sum over n of grad[n, row of k] x[n, column of k];
+    dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues`` only,
+    ``values`` for ``dx`` only, ``col`` never.
+    """
+
+def csr_conv2d_forward(
+    x: int,
+    values: int,
+    bias: int,
+    y: int,
+    crow: int,
+    col: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    index_bits: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
+
+    Both contiguous. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx)
+    of channel ci of the row's group. Padding is zeros, the same on opposite sides.
+    """
+
+def csr_conv2d_backward(
+    grad: int,
+    x: int,
+    values: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    crow: int,
+    col: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    index_bits: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there, all contiguous.
+
+    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN or infinity in
+    a channel of ``x`` reaches all taps of the weights on that channel, those included that only met it beyond the border.
+    """
+
+def isa() -> str:
+    """The instruction set in use: ``avx512``, ``avx2`` or ``scalar``. RuntimeError as above."""
+
+def isas() -> list[str]:
+    """Those that this build has and this processor runs, slowest first. The last is the default."""
+
+def set_isa(name: str) -> None:
+    """Use another of ``isas()`` from the next call on, in the whole process. ValueError for any other name."""
+
+def microkernels() -> list[str]:
+    """Names of all microkernels in this build, runnable here or not.
+
+    ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction set.
+    """
+
+def build_info() -> dict[str, str | bool]:
+    """``compiler``, ``version`` (strings) and ``openmp`` (bool) of this build."""
+
+def trim() -> int:
+    """Free the scratch memory kept between calls and not in use now; returns how many bytes that was."""

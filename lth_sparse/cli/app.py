@@ -1,0 +1,184 @@
+"""The commands of `lth-sparse`, their options, and how every failure ends.
+
+Nothing is computed here: a command gathers its options and calls `find`, `convert` or `doctor`, imported only then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lth_sparse.errors import LTHSparseError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+#: ClickException under any typer: the installed click's, or the copy that newer typers bring along.
+_CommandLineError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="lth-sparse",
+    add_completion=False,
+    help="Find sparse winning tickets that train and run faster than the dense network.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, by default the process's own; return its exit code. Errors become one line on stderr."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(
+            args=None if arguments is None else list(arguments), prog_name="lth-sparse", standalone_mode=False
+        )
+        sys.stdout.flush()  # here, so that a closed pipe is met inside this block
+    except LTHSparseError as error:
+        return _fail(str(error))
+    except _CommandLineError as error:
+        return _fail(f"{error.format_message()} (see lth-sparse --help)")
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"cannot use{where}: {error.strerror or error}")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    print("lth-sparse: error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line instead of Python's two with a source path."""
+    print("lth-sparse: warning:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lth_sparse._version import __version__
+
+        print(f"lth-sparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def find(
+    model: Annotated[
+        str, typer.Argument(help="lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout.", show_default=True)
+    ] = "lenet",
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="digits (offline), mnist or cifar10. Default: the paper's own when --data is given, else digits.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory that holds the files of mnist or cifar10.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A budget of minutes on two cores, made for digits.")] = False,
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Prunings; levels + 1 networks are trained.", show_default="the preset's")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 3,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of each training.", show_default="the preset's")
+    ] = None,
+    rewind: Annotated[str, typer.Option(help="init, continue, or a step such as 500it.")] = "init",
+    scope: Annotated[str, typer.Option(help="layer or global: where the smallest weights are looked for.")] = "layer",
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the surviving weights pruned per level; the output layer gets half.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Train the random controls at the last level.")
+    ] = True,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; one that holds part of the same run is continued.",
+            show_default="runs/<model>-<dataset>",
+        ),
+    ] = None,
+    layout: Annotated[str, typer.Option(help="auto, csr or dense: how pruned layers are stored and run.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels.", show_default="torch's")
+    ] = None,
+) -> int:
+    """Find a winning ticket by iterative magnitude pruning, compare it with dense and controls, and write a report."""
+    from lth_sparse.cli.find import Options, run
+
+    return run(
+        Options(
+            model=model,
+            dataset=dataset,
+            data=data,
+            quick=quick,
+            levels=levels,
+            seeds=seeds,
+            iterations=iterations,
+            rewind=rewind,
+            scope=scope,
+            rate=rate,
+            controls=controls,
+            output=output,
+            layout=layout,
+            threads=threads,
+        )
+    )
+
+
+@app.command()
+def convert(
+    ticket: Annotated[Path, typer.Argument(help="A ticket file written by find or Ticket.save.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    to: Annotated[
+        str, typer.Option(help="dense: a state dict for the plain architecture; csr: values with their indices.")
+    ] = "dense",
+    weights: Annotated[
+        str, typer.Option(help="trained: as the level ended; initial: as the ticket starts training.")
+    ] = "trained",
+) -> int:
+    """Turn a ticket file into plain weights that other programs read, and say what was kept and what it weighs."""
+    from lth_sparse.cli.convert import run
+
+    return run(ticket, output, to=to, weights=weights)
+
+
+@app.command()
+def doctor() -> int:
+    """Check this installation: versions, kernels, devices, caches, and one sparse layer timed against dense torch."""
+    from lth_sparse.cli.doctor import run
+
+    return run()

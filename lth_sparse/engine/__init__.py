@@ -1,0 +1,25 @@
+"""The engine: levels, criteria, granularity, scope, rewinding, controls, and the ticket they end in.
+
+``find_ticket`` (or ``levels``, for scripts that own their loop) repeats prune, rewind, train, record. ``loop.py`` reads
+as the paper does, and each of its steps has a file of its own.
+"""
+
+from __future__ import annotations
+
+from lth_sparse.engine.level import EarlyStop, Level
+from lth_sparse.engine.loop import Search
+from lth_sparse.engine.result import LevelRecord, TicketResult, Verdict
+from lth_sparse.engine.search import find_ticket, levels
+from lth_sparse.engine.ticket import Ticket
+
+__all__ = [
+    "EarlyStop",
+    "Level",
+    "LevelRecord",
+    "Search",
+    "Ticket",
+    "TicketResult",
+    "Verdict",
+    "find_ticket",
+    "levels",
+]

@@ -1,0 +1,299 @@
+"""The search for winning tickets: iterative magnitude pruning with rewinding (Frankle & Carbin 2018, section 2).
+
+    for each level k = 0 ... n:
+        prune     mask_k from the trained weights of level k - 1; level 0 keeps all
+        rewind    surviving weights, buffers and random states to theta_0 (or theta_k)
+        train     the sparse network, with the user's own loop
+        record    the ticket
+
+then the controls. Each level is yielded to whoever trains it: ``find_ticket``, or a script's own loop over ``levels``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lth_sparse.engine.controls import reinitialise_, shuffled
+from lth_sparse.engine.criteria import find_criterion, score
+from lth_sparse.engine.granularity import Granularity
+from lth_sparse.engine.level import Level, emit
+from lth_sparse.engine.result import LevelRecord, TicketResult
+from lth_sparse.engine.rewinding import Rewind
+from lth_sparse.engine.rng import derived_seed, preserved_rng, restore_rng, seed_all
+from lth_sparse.engine.rundir import RunDirectory
+from lth_sparse.engine.scope import prune
+from lth_sparse.engine.selection import check_prunable, layer_rates, weights_of
+from lth_sparse.engine.settings import Settings
+from lth_sparse.engine.snapshot import Snapshot, load_tensors
+from lth_sparse.engine.ticket import Ticket
+from lth_sparse.errors import ArgumentError, RunError, expected
+from lth_sparse.formats import Mask
+from lth_sparse.nn import dense_state_dict, sparsify_
+
+__all__ = ["Search"]
+
+
+class Search(Iterator[Level]):
+    """Iterator over the levels that are still to be trained; ``result()`` has those that are done.
+
+    Levels and controls that a run directory holds already are loaded, not yielded. The time between two turns is the
+    level's wall time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        directory: str | os.PathLike[str] | None = None,
+        callbacks: Iterable[Any] = (),
+    ) -> None:
+        weights = weights_of(model)
+        self.settings = settings
+        self._rates = layer_rates(
+            weights,
+            rate=settings.rate,
+            output_rate=settings.output_rate,
+            rates=settings.rates,
+            prune=settings.prune,
+            freeze=settings.freeze,
+        )
+        check_prunable(model, [name for name, rate in self._rates.items() if rate])
+        self._tile = Granularity.parse(settings.granularity)
+        self._rewind = Rewind.parse(settings.rewind)
+        self._criterion = find_criterion(settings.criterion)
+        self._template = copy.deepcopy(model)  # the user's model is never touched again
+        self._aliases = _aliases(self._template)
+        self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
+        self._callbacks = tuple(callbacks)
+        self._directory = None
+        if directory is not None:
+            signature = {name: [list(t.shape), str(t.dtype)] for name, t in _tensors(self._template).items()}
+            self._directory = RunDirectory(directory, settings.hyperparameters(), signature)
+        self._floored: set[str] = set()
+        self._result = TicketResult([], [], {}, {})
+        self._levels = self._run()
+
+    def __iter__(self) -> Search:
+        return self
+
+    def __next__(self) -> Level:
+        return next(self._levels)
+
+    def close(self) -> None:
+        """End the search early and release its run directory; what is finished stays finished."""
+        self._levels.close()  # type: ignore[attr-defined]  # a generator
+
+    def result(self) -> TicketResult:
+        """Everything that has finished so far."""
+        return self._result
+
+    def _run(self) -> Iterator[Level]:
+        with self._directory.locked() if self._directory else contextlib.nullcontext():
+            self._start = self._snapshot("start") or self._begin()
+            self._rewound: Snapshot | None = self._start if self._rewind.step == 0 else self._snapshot("rewind")
+            for k in range(self.settings.depth + 1):
+                if not self._recall(k):
+                    masks = self._prune(k)
+                    yield from self._train(self._level(k, masks), masks)
+            for k, control in self.settings.control_runs():
+                if not self._recall(k, control):
+                    masks = self._control_masks(k, control)
+                    yield from self._train(self._control_level(k, control, masks), masks)
+
+    # --- the steps of a level, in the order in which they happen ---------------------------------------------------
+
+    def _begin(self) -> Snapshot:
+        """The start of level 0: the model as it came, random states from the seed."""
+        with preserved_rng():
+            seed_all(self.settings.seed)
+            start = Snapshot.take(self._template, 0, {})
+        if self._directory:
+            self._directory.keep_snapshot("start", start)
+        return start
+
+    def _prune(self, k: int) -> Mask:
+        """mask_k from the trained survivors of level k - 1."""
+        if k == 0:
+            return self._everything
+        before = self._result.tickets[k - 1]
+        weights = before.state_dict("trained")
+        candidates = {name: mask for name, mask in before.masks.items() if self._rates[name]}
+        scores = {name: score(self._criterion, name, weights[name], mask) for name, mask in candidates.items()}
+        pruned = prune(
+            scores,
+            before.masks,
+            self._rates,
+            k,
+            scope=self.settings.scope,
+            granularity=self._tile,
+            min_kept=self.settings.min_kept,
+        )
+        for name in sorted(set(pruned.floored) - self._floored):
+            kept, floor = int(pruned.masks[name].sum()), self.settings.min_kept
+            message = f"{name}: level {k} would prune it below min_kept={floor}; it keeps {kept} weights from here on"
+            warnings.warn(message, UserWarning, stacklevel=2)
+        self._floored.update(pruned.floored)
+        return Mask(pruned.masks)
+
+    def _level(self, k: int, masks: Mask) -> Level:
+        """The network of level k: dense and untouched at 0, then sparse and rewound."""
+        if k > 0 and self._rewind.keeps_training:
+            state: Mapping[str, Tensor] = self._result.tickets[k - 1].state_dict("trained")
+            rewound = dataclasses.replace(self._start, tensors={**self._start.tensors, **state})
+        else:
+            rewound = self._start if k == 0 else self._rewind_point()
+        model, self._layers = self._build(rewound.tensors, masks)
+        restore_rng(rewound.rng)
+        capture_at = self._rewind.step if k == 0 and self._rewind.step > 0 else None
+        return self._make_level(model, k, masks, self.settings.seed, rewound_to=rewound, capture_at=capture_at)
+
+    def _control_masks(self, k: int, control: str) -> Mask:
+        masks = self._result.tickets[k].masks
+        if control == "reinit":
+            return masks
+        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, "shuffled mask"))
+        return shuffled(masks, self._tile, generator)
+
+    def _control_level(self, k: int, control: str, masks: Mask) -> Level:
+        """A control's network: fresh weights under the ticket's mask, or the ticket's network under another mask."""
+        seed = derived_seed(self.settings.seed, k, control)
+        rewound = self._rewind_point()
+        seed_all(seed)
+        if control == "reinit":
+            dense, _ = self._build(self._start.tensors, self._everything)
+            changed = [name for name, rate in self._rates.items() if rate]
+            fresh = reinitialise_(dense, changed, self.settings.reset_parameters)
+            rewound = Snapshot.take(fresh, 0, {})
+        model, self._layers = self._build(rewound.tensors, masks)
+        seed_all(seed)
+        return self._make_level(model, k, masks, seed, control=control, rewound_to=rewound)
+
+    def _train(self, level: Level, masks: Mask) -> Iterator[Level]:
+        """Hand the level out, time its training, and keep what came of it."""
+        started_from = dense_state_dict(level.model)
+        initial = self._start.tensors if self._rewind.keeps_training and not level.control else started_from
+        initial = {name: initial[name].detach().cpu().clone() for name in _stored(started_from, self._aliases)}
+        del started_from
+        with preserved_rng():  # a progress bar must not change what is trained
+            emit(self._callbacks, "on_level_start", level)
+        begin = time.perf_counter()
+        yield level
+        level.finish(time.perf_counter() - begin)
+        if level.captured is not None:
+            self._rewound = level.captured
+            if self._directory:
+                self._directory.keep_snapshot("rewind", level.captured)
+        self._keep(self._ticket(level, masks, initial), {"seconds": level.seconds, "layers": self._layers})
+
+    # --- the parts they are made of ----------------------------------------------------------------------------------
+
+    def _build(self, tensors: Mapping[str, Tensor], masks: Mask) -> tuple[nn.Module, list[dict[str, Any]]]:
+        """A fresh model with these weights, sparse where the masks prune, and the report of it."""
+        model = copy.deepcopy(self._template)
+        load_tensors(model, tensors)
+        pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        if not pruned:
+            return model, []
+        report = sparsify_(model, pruned, layout=self.settings.layout, block=self.settings.block)
+        return model, [dataclasses.asdict(row) for row in report.layers]
+
+    def _make_level(self, model: nn.Module, k: int, masks: Mask, seed: int, **options: Any) -> Level:
+        return Level(
+            model,
+            index=k,
+            density=masks.density,
+            seed=seed,
+            directory=self._directory.path if self._directory else None,
+            callbacks=self._callbacks,
+            **options,
+        )
+
+    def _ticket(self, level: Level, masks: Mask, initial: Mapping[str, Tensor]) -> Ticket:
+        trained = dense_state_dict(level.model)
+        if set(initial) | set(self._aliases) != set(trained):
+            different = sorted((set(initial) | set(self._aliases)) ^ set(trained))
+            raise RunError(f"train: expected level.model to keep its parameters and buffers, but not {different[0]!r}")
+        own_parent = level.index if level.control else level.index - 1
+        return Ticket.of(
+            masks,
+            initial,
+            {name: trained[name] for name in initial},
+            level=level.index,
+            control=level.control,
+            parent=self._result.tickets[own_parent].hash if own_parent >= 0 else None,
+            aliases=self._aliases,
+            hyperparameters=self.settings.hyperparameters(),
+            metrics=dict(level.metrics),
+            history=list(level.history),
+        )
+
+    def _keep(self, ticket: Ticket, notes: Mapping[str, Any], resumed: bool = False) -> None:
+        if self._directory and not resumed:
+            self._directory.keep(ticket, notes)
+        record = LevelRecord.of(ticket, notes, resumed)
+        if ticket.control is None:
+            self._result.tickets.append(ticket)
+            self._result.levels.append(record)
+        else:
+            self._result.controls[ticket.level, ticket.control] = record
+            self._result.control_tickets[ticket.level, ticket.control] = ticket
+        emit(self._callbacks, "on_level_end", record)
+
+    def _recall(self, k: int, control: str | None = None) -> bool:
+        """Take a finished level or control from the run directory, if it is there."""
+        ticket = self._directory.ticket(k, control) if self._directory else None
+        if ticket is None or self._directory is None:
+            return False
+        own_parent = k if control else k - 1
+        if ticket.parent != (self._result.tickets[own_parent].hash if own_parent >= 0 else None):
+            raise RunError(
+                f"{self._directory.path}: level {k} does not descend from level {own_parent} as it is there; "
+                f"delete the files of level {k} and later ones to have them trained again"
+            )
+        self._keep(ticket, self._directory.notes(k, control), resumed=True)
+        return True
+
+    def _snapshot(self, name: str) -> Snapshot | None:
+        return self._directory.snapshot(name) if self._directory else None
+
+    def _rewind_point(self) -> Snapshot:
+        if self._rewound is None:
+            message = f"the run directory lacks rewind.safetensors for rewind={self._rewind.name!r}"
+            raise RunError(f"{message}; delete level_00.safetensors to have level 0 trained again")
+        return self._rewound
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """state_dict, checked to hold tensors only."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            got = f"a {type(value).__name__} at {name!r}"
+            raise ArgumentError(expected("model", "tensors only in its state_dict", got))
+    return state
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Names in the state_dict of parameters and buffers that appear in it under an earlier name."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    _tensors(model)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:
+            aliases[name] = earlier
+    return aliases
+
+
+def _stored(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> list[str]:
+    return [name for name in state if name not in aliases]

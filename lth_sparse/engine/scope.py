@@ -1,0 +1,146 @@
+"""How many weights level k keeps, and which: exact counts, per layer or over all layers, ties broken by position.
+
+A layer (or pool of layers) of n_0 weights pruned at rate p keeps n_k = n_0 (1 - p)^k weights after k levels, rounded to
+the nearest count that whole tiles allow; an exact half goes down. n_k is computed from n_0 with exact fractions, so
+rounding never adds up over levels, and level k keeps a subset of what level k - 1 kept.
+
+scope="layer": every layer by itself. scope="global": layers of the same rate are pooled and compete by score; a layer
+with a rate of its own (the output layer, by default) is a pool of its own. (Frankle & Carbin 2018, sections 2 and 4.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from lth_sparse.engine.granularity import Granularity
+
+__all__ = ["SCOPES", "Pruned", "prune", "survivors"]
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Outcome of one pruning.
+
+    Attributes:
+        masks: the new masks, in the order of the old ones.
+        floored: layers that would have fallen below the floor and were held there.
+    """
+
+    masks: dict[str, Tensor]
+    floored: list[str]
+
+
+def survivors(numel: int, rate: float, level: int) -> Fraction:
+    """n_k = n_0 (1 - p)^k, exactly; the rate is taken as the decimal number that it prints as."""
+    return numel * (1 - Fraction(repr(float(rate)))) ** level
+
+
+def prune(
+    scores: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    rates: Mapping[str, float],
+    level: int,
+    *,
+    scope: str = "layer",
+    granularity: Granularity | None = None,
+    min_kept: int = 1,
+) -> Pruned:
+    """Masks of ``level`` from those of the level before.
+
+    The tiles with the smallest scores go first. Among equal scores the one that comes first goes first: by order of the
+    layers in ``masks``, then by flat (row-major) index. With scope="global" tiles compare by their mean score per
+    weight, since their sizes may differ between layers.
+
+    Args:
+        scores: per layer, shape of the weight, no NaN where the mask is True. Layers with rate 0 need none.
+        masks: per layer, bool, the survivors of the level before; all True before level 1.
+        rates: per layer, share of the survivors that each level prunes, in [0, 1).
+        level: 1, 2, ...
+        scope: "layer" or "global".
+        granularity: the tile; single weights by default.
+        min_kept: every layer keeps at least so many weights, its best; with scope="global" others are pruned instead.
+    """
+    tile = granularity or Granularity.parse("weight")
+    pruned = {name: mask for name, mask in masks.items() if not rates.get(name, 0.0)}
+    floored: list[str] = []
+    for names in _pools(masks, rates, scope):
+        new, held = _prune_pool(names, scores, masks, rates[names[0]], level, tile, min_kept, scope == "global")
+        pruned.update(new)
+        floored += held
+    return Pruned({name: pruned[name] for name in masks}, floored)
+
+
+def _pools(masks: Mapping[str, Tensor], rates: Mapping[str, float], scope: str) -> list[list[str]]:
+    names = [name for name in masks if rates.get(name, 0.0)]
+    if scope == "layer":
+        return [[name] for name in names]
+    pools: dict[float, list[str]] = {}
+    for name in names:
+        pools.setdefault(rates[name], []).append(name)
+    return list(pools.values())
+
+
+def _prune_pool(
+    names: list[str],
+    scores: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    rate: float,
+    level: int,
+    tile: Granularity,
+    min_kept: int,
+    compare_means: bool,
+) -> tuple[dict[str, Tensor], list[str]]:
+    alive = [(tile.pool(masks[name].cpu()) > 0).nonzero()[:, 0] for name in names]
+    layers = list(zip(names, alive, strict=True))
+    size = torch.cat([tile.sizes(masks[name].shape)[index] for name, index in layers])
+    score = torch.cat([tile.pool(scores[name])[index].to(torch.float64) for name, index in layers])
+    layer = torch.cat([torch.full_like(index, i) for i, index in enumerate(alive)])
+    if compare_means:
+        score = score / size
+    # A stable sort is what breaks ties by position, the same on every machine and every rank.
+    order = torch.sort(score, stable=True).indices
+    goal = survivors(sum(masks[name].numel() for name in names), rate, level)
+    total = int(size.sum())
+    gone = order[: _count(size[order], total, goal)]
+    left = torch.zeros(len(names), dtype=torch.int64).index_add_(0, layer, size).index_add_(0, layer[gone], -size[gone])
+    held = (left < min_kept).nonzero()[:, 0].tolist()
+    if held:
+        free = order[~_protected(order, size, layer, len(names), min_kept)[order]]
+        gone = free[: _count(size[free], total, goal)]
+    kept = torch.ones(len(order), dtype=torch.bool)
+    kept[gone] = False
+    new: dict[str, Tensor] = {}
+    for i, name in enumerate(names):
+        tiles = torch.zeros(tile.sizes(masks[name].shape).numel(), dtype=torch.bool)
+        tiles[alive[i]] = kept[layer == i]
+        new[name] = tile.expand(tiles, masks[name].shape).to(masks[name].device)
+    return new, [names[i] for i in held]
+
+
+def _count(sizes: Tensor, total: int, goal: Fraction) -> int:
+    """How many tiles to drop from the front, so that the weights left of ``total`` come as near as can be to ``goal``.
+
+    A tile is dropped while that brings the count nearer: ``before - size / 2 >= goal``, here in integers.
+    """
+    before = total - (sizes.cumsum(0) - sizes)
+    doubled = 2 * goal
+    least = -(-doubled.numerator // doubled.denominator)
+    refused = (2 * before - sizes < least).nonzero()
+    return int(refused[0]) if len(refused) else len(sizes)
+
+
+def _protected(order: Tensor, size: Tensor, layer: Tensor, layers: int, min_kept: int) -> Tensor:
+    """Bool per tile: the best tiles of each layer, as many as hold ``min_kept`` weights."""
+    protected = torch.zeros(len(order), dtype=torch.bool)
+    for i in range(layers):
+        best_first = order[layer[order] == i].flip(0)
+        better = size[best_first].cumsum(0) - size[best_first]
+        protected[best_first[better < min_kept]] = True
+    return protected

@@ -1,0 +1,135 @@
+"""The two ways to call the search: ``find_ticket`` with a train function, ``levels`` from a script's own loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lth_sparse.engine.criteria import Criterion
+from lth_sparse.engine.level import Level, checked_metrics
+from lth_sparse.engine.loop import Search
+from lth_sparse.engine.result import TicketResult
+from lth_sparse.engine.rng import preserved_rng
+from lth_sparse.engine.settings import Settings
+from lth_sparse.errors import ArgumentTypeError, expected
+
+__all__ = ["find_ticket", "levels"]
+
+
+def find_ticket(
+    model: nn.Module,
+    train: Callable[[nn.Module, Level], Mapping[str, Any]],
+    *,
+    levels: int | None = None,
+    rate: float = 0.2,
+    output_rate: float | None = None,
+    rates: Mapping[str, float] | None = None,
+    criterion: str | Criterion = "magnitude",
+    scope: str = "layer",
+    granularity: str = "weight",
+    rewind: str = "init",
+    one_shot: bool = False,
+    min_kept: int = 1,
+    prune: str | Iterable[str] | None = None,
+    freeze: str | Iterable[str] = (),
+    controls: str | Iterable[str] = (),
+    control_levels: Iterable[int] | None = None,
+    layout: str = "auto",
+    directory: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    reset_parameters: Callable[[nn.Module], Any] | None = None,
+    callbacks: Iterable[Any] = (),
+) -> TicketResult:
+    """Search for winning tickets by iterative pruning: train, prune, rewind, and again.
+
+    Args:
+        model: a dense model; its weights now are theta_0. It is copied and never changed.
+        train: ``train(model, level) -> {"test_acc": ..., ...}``, your own loop. The model is sparse after level 0, so
+            build the optimiser inside. ``level.step()`` counts optimiser steps, ``level.record(step=..., val_loss=...,
+            test_acc=...)`` notes measurements on the way. Let all randomness come from torch, numpy or random: their
+            global states are the same at the start of every level.
+        levels: number of prunings (15 unless one_shot); levels + 1 networks are trained.
+        rate: share of the surviving weights that each level prunes in each layer.
+        output_rate: the same for the last layer; half of ``rate`` by default.
+        rates: ``{name or glob: rate}`` for layers with a rate of their own, see
+            :func:`lth_sparse.engine.selection.layer_rates` for which wins.
+        criterion: "magnitude", or ``criterion(name, weight) -> scores``, the smallest of which are pruned.
+        scope: "layer", or "global": layers of equal rate compete.
+        granularity: "weight", "row" or "block:RxC".
+        rewind: "init", a step such as "500it" (attach the optimiser, see :meth:`Level.attach`), or "continue".
+        one_shot: prune once; ``rate`` is then the final rate.
+        min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.
+        prune, freeze: names or globs of the only weights to prune, or of weights never to prune.
+        controls: any of "reinit" and "shuffled", trained after the levels; control_levels: at which (the last).
+        layout: of the sparse layers, see :func:`lth_sparse.sparsify_`.
+        directory: run directory. A search that was killed goes on from it when called again, and ends with the same
+            tickets. Its theta_0 then counts, not that of ``model``.
+        seed: of torch, numpy and random at the start of level 0.
+        reset_parameters: ``reset_parameters(model)`` for the control "reinit"; the modules' own by default.
+        callbacks: objects with any of on_level_start(level), on_step(level), on_record(level, row) and
+            on_level_end(record). Finished levels of a run directory are announced by on_level_end alone.
+
+    Returns:
+        The tickets, records and controls; the caller's random states are as before.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: naming the argument; also when ``train`` returns no mapping of finite numbers.
+        RunError: the run directory holds another search, is in use, or cannot be written; weights became NaN.
+        TicketError: a file in the run directory is damaged.
+    """
+    if not callable(train):
+        raise ArgumentTypeError(expected("train", "a callable (model, level) -> metrics", train))
+    settings = Settings(
+        levels=levels,
+        rate=rate,
+        output_rate=output_rate,
+        rates=rates,
+        criterion=criterion,
+        scope=scope,
+        granularity=granularity,
+        rewind=rewind,
+        one_shot=one_shot,
+        min_kept=min_kept,
+        prune=prune,
+        freeze=freeze,
+        controls=controls,
+        control_levels=control_levels,
+        layout=layout,
+        seed=seed,
+        reset_parameters=reset_parameters,
+    )
+    search = Search(model, settings, directory, callbacks)
+    with preserved_rng(), contextlib.closing(search):
+        for level in search:
+            level.metrics.update(checked_metrics(train(level.model, level)))
+    return search.result()
+
+
+def levels(
+    model: nn.Module,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    callbacks: Iterable[Any] = (),
+    **hyperparameters: Any,
+) -> Search:
+    """The same search for a script that owns its loop.
+
+        search = lth_sparse.levels(model, levels=15, directory="runs/lenet")
+        for level in search:
+            train(level.model)                      # everything until the next turn counts as the level's time
+            level.record(test_acc=evaluate(level.model))
+        search.result().verdict()
+
+    Args: as for :func:`find_ticket`, ``train`` excepted. Random states are set at the start of each level and stay
+    wherever the loop leaves them.
+    """
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for name in hyperparameters:
+        if name not in known:
+            raise ArgumentTypeError(expected("levels", f"keywords among {', '.join(sorted(known))}", repr(name)))
+    return Search(model, Settings(**hyperparameters), directory, callbacks)

@@ -1,0 +1,41 @@
+"""Layouts: where the live weights are. Knows nothing of kernels, operators or modules.
+
+To add a layout, write ``formats/<name>.py`` with a :class:`Layout` and name it in ``LAYOUTS``; through its ``gather``
+and ``scatter`` it then works in every operator and module, slowly, until kernels follow.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.formats.bsr import BSR
+from lth_sparse.formats.csr import CSR
+from lth_sparse.formats.dense import Dense
+from lth_sparse.formats.layout import Layout
+from lth_sparse.formats.mask import Mask, MaskStats
+
+__all__ = ["BSR", "CSR", "LAYOUTS", "Dense", "Layout", "Mask", "MaskStats", "make_layout"]
+
+LAYOUTS: dict[str, type[Layout]] = {layout.kind: layout for layout in (CSR, BSR, Dense)}
+
+
+def make_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None, cover: str | None = None) -> Layout:
+    """Layout of the named kind for ``mask``.
+
+    Args:
+        kind: ``"csr"``, ``"bsr"`` or ``"dense"``.
+        mask: bool tensor shaped like the dense weight.
+        block: ``(rows, cols)`` of a block; required for ``"bsr"``, refused for the others.
+        cover: see :meth:`BSR.from_mask`; only for ``"bsr"``.
+    """
+    if kind not in LAYOUTS:
+        raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, LAYOUTS))}", repr(kind)))
+    if kind == "bsr":
+        if block is None:
+            raise ArgumentError(expected("block", "(rows, cols) with layout='bsr'", block))
+        return BSR.from_mask(mask, block, cover)  # type: ignore[arg-type]  # checked inside
+    for name, value in (("block", block), ("cover", cover)):
+        if value is not None:
+            raise ArgumentError(expected(name, f"None with layout={kind!r} (it is for layout='bsr')", repr(value)))
+    return CSR.from_mask(mask) if kind == "csr" else Dense.from_mask(mask)

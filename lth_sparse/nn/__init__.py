@@ -1,0 +1,28 @@
+"""Sparse layers, and the way from a dense model to a sparse one and back.
+
+``sparsify_`` replaces ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d`` by layers whose parameter is the compact
+``values`` of the weights that a mask keeps; ``densify_`` undoes it. The model computes the same in both directions.
+"""
+
+from __future__ import annotations
+
+from lth_sparse.nn.base import SparseModule
+from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
+from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
+from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
+from lth_sparse.nn.report import LayerReport, SparsifyReport
+
+__all__ = [
+    "LayerReport",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseModule",
+    "SparsifyReport",
+    "dense_state_dict",
+    "densify_",
+    "find_masks",
+    "masks_of",
+    "sparse_modules",
+    "sparsify_",
+]

@@ -1,0 +1,105 @@
+"""The gradient of every operator: two ``torch.autograd.Function``, the operators' only callers.
+
+``y = x W^T + b`` gives ``dx = dy W``, ``dW = dy^T x`` at the live weights alone, ``db = sum dy``; a convolution
+likewise. Index tensors are passed one by one, since autograd and the compiler look at top-level arguments only. A
+backward that is itself being differentiated (``create_graph=True``) runs the reference, which torch can differentiate
+to any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lth_sparse.ops import reference
+from lth_sparse.ops.schemas import OPS
+
+__all__ = ["conv2d", "linear"]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, ...], *index: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, values, *index)
+        ctx.kind, ctx.shape = kind, shape
+        return OPS[kind].linear(x, values, bias, index, shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, values, *index = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        found: Sequence[Tensor | None]
+        if torch.is_grad_enabled():
+            layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
+            found = reference.linear_backward(grad, x, values, layout, wanted)
+        else:
+            found = OPS[ctx.kind].linear_backward(grad, x, values, index, ctx.shape, wanted)
+        return _unwrap(found, wanted, 2 + len(index))
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        kind: str,
+        shape: tuple[int, ...],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        *index: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, values, *index)
+        ctx.kind, ctx.shape, ctx.conv = kind, shape, (stride, padding, dilation, groups)
+        return OPS[kind].conv2d(x, values, bias, index, shape, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, values, *index = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        found: Sequence[Tensor | None]
+        if torch.is_grad_enabled():
+            layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
+            stride, padding, dilation, groups = ctx.conv
+            found = reference.conv2d_backward(grad, x, values, layout, stride, padding, dilation, groups, wanted)
+        else:
+            found = OPS[ctx.kind].conv2d_backward(grad, x, values, index, ctx.shape, *ctx.conv, wanted)
+        return _unwrap(found, wanted, 6 + len(index))
+
+
+def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
+    """Gradients for all arguments of a forward: the first three where wanted, None for the ``others``."""
+    return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *(None,) * others)
+
+
+def linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, ...], index: Sequence[Tensor]
+) -> Tensor:
+    """Differentiable sparse linear over ``x`` ``[batch, cols]`` by the operators of one layout kind. Checks nothing."""
+    return _Linear.apply(x, values, bias, kind, shape, *index)
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    shape: tuple[int, ...],
+    index: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Differentiable sparse conv2d over ``x`` ``[N, C, H, W]``, zero padding. Checks nothing."""
+    return _Conv2d.apply(x, values, bias, kind, shape, stride, padding, dilation, groups, *index)

@@ -1,0 +1,156 @@
+"""The operators: their schemas, their shapes, and their plain-torch implementation on every device.
+
+One set per layout kind with kernels, all of one form. ``index`` holds the layout's index tensors in the order of its
+``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. A backward returns three
+tensors, of which those that were not ``wanted`` are empty. Stating every precondition in the fake makes it the
+specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lth_sparse.ops import reference
+from lth_sparse.ops.library import define
+
+__all__ = ["OPS", "OpSet", "conv_output_size"]
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class OpSet:
+    """The four operators of one layout kind."""
+
+    linear: Callable[..., Tensor]
+    linear_backward: Callable[..., Gradients]
+    conv2d: Callable[..., Tensor]
+    conv2d_backward: Callable[..., Gradients]
+
+
+def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``: one output dimension of a convolution."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def filled(reference_tensor: Tensor, gradients: Sequence[Tensor | None]) -> Gradients:
+    """Operators return tensors only: an empty one stands for a gradient nobody wanted."""
+    dx, dvalues, dbias = (reference_tensor.new_empty(0) if grad is None else grad for grad in gradients)
+    return dx, dvalues, dbias
+
+
+def _check_common(x: Tensor, values: Tensor, bias: Tensor | None, rows: int) -> None:
+    torch._check(values.dtype == x.dtype, lambda: f"values: expected dtype {x.dtype} of x, got {values.dtype}")
+    torch._check(values.device == x.device, lambda: f"values: expected device {x.device} of x, got {values.device}")
+    if bias is not None:
+        torch._check(bias.dim() == 1 and bias.shape[0] == rows, lambda: f"bias: expected [{rows}], got {bias.shape}")
+
+
+def _fake_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+    rows, cols = shape
+    torch._check(x.dim() == 2 and x.shape[1] == cols, lambda: f"x: expected [batch, {cols}], got {x.shape}")
+    _check_common(x, values, bias, rows)
+    return x.new_empty(x.shape[0], rows)
+
+
+def _fake_linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+) -> Gradients:
+    rows = shape[0]
+    torch._check(grad.dim() == 2 and grad.shape[1] == rows, lambda: f"grad: expected [batch, {rows}], got {grad.shape}")
+    return _fake_gradients(grad, x, values, rows, wanted)
+
+
+def _fake_conv2d(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    rows, channels, *kernel = shape
+    torch._check(
+        x.dim() == 4 and x.shape[1] == channels * groups,
+        lambda: f"x: expected [N, {channels * groups}, H, W], got {x.shape}",
+    )
+    _check_common(x, values, bias, rows)
+    size = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return x.new_empty(x.shape[0], rows, *size)
+
+
+def _fake_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> Gradients:
+    return _fake_gradients(grad, x, values, shape[0], wanted)
+
+
+def _fake_gradients(grad: Tensor, x: Tensor, values: Tensor, rows: int, wanted: list[bool]) -> Gradients:
+    sizes = (x.shape, values.shape, (rows,))
+    return filled(grad, [grad.new_empty(size) if want else None for size, want in zip(sizes, wanted, strict=True)])
+
+
+def _define(kind: str) -> OpSet:
+    """Define the four operators of one layout kind with their references."""
+    head = "Tensor values, Tensor? bias, Tensor[] index, int[] shape"
+    tail = "Tensor x, Tensor values, Tensor[] index, int[] shape"
+    conv = "int[] stride, int[] padding, int[] dilation, int groups"
+
+    def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+        return reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values))
+
+    def linear_backward(
+        grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+    ) -> Gradients:
+        layout = reference.layout_of(kind, shape, index, values)
+        return filled(grad, reference.linear_backward(grad, x, values, layout, wanted))
+
+    def conv2d(
+        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv_arguments: Any
+    ) -> Tensor:
+        layout = reference.layout_of(kind, shape, index, values)
+        return reference.conv2d(x, values, bias, layout, *conv_arguments).contiguous()
+
+    def conv2d_backward(
+        grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *conv_arguments: Any
+    ) -> Gradients:
+        layout = reference.layout_of(kind, shape, index, values)
+        dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv_arguments)
+        return filled(grad, (None if dx is None else dx.contiguous(), dvalues, dbias))
+
+    three = "(Tensor, Tensor, Tensor)"
+    return OpSet(
+        define(f"linear_{kind}(Tensor x, {head}) -> Tensor", reference=linear, fake=_fake_linear),
+        define(
+            f"linear_{kind}_backward(Tensor grad, {tail}, bool[] wanted) -> {three}",
+            reference=linear_backward,
+            fake=_fake_linear_backward,
+        ),
+        define(f"conv2d_{kind}(Tensor x, {head}, {conv}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
+        define(
+            f"conv2d_{kind}_backward(Tensor grad, {tail}, {conv}, bool[] wanted) -> {three}",
+            reference=conv2d_backward,
+            fake=_fake_conv2d_backward,
+        ),
+    )
+
+
+#: Operators by layout kind. The dense layout needs none: it is torch's own product over a scattered weight.
+OPS: dict[str, OpSet] = {kind: _define(kind) for kind in ("csr", "bsr")}

@@ -1,0 +1,158 @@
+"""The curves of a run as SVG text: accuracy, early-stop iteration and seconds against percent of weights left.
+
+The axes are the paper's (Frankle & Carbin 2018, figures 3 and 4): percent of weights left on a logarithmic scale, from
+100 at the left to the smallest ticket at the right; a line is the mean over the seeds, the band around it is minimum to
+maximum. Colours are Okabe and Ito's, distinct to colour-blind eyes, and every series has its own marker as well.
+The SVG refers to nothing outside itself and can be pasted into an HTML page beside others.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
+from lth_sparse.report.verdict import accuracy_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["accuracy_plot", "early_stop_plot", "seconds_plot"]
+
+TICKET = "#0072b2"
+DENSE = "#4d4d4d"
+FLOOR = "#a0528a"
+CONTROLS = {"reinit": ("#d55e00", "s"), "shuffled": ("#007a5a", "^")}
+SIZE = (5.0, 3.7)
+#: Percentage points that an accuracy axis spans at least.
+LEAST_SPAN = 2.0
+
+
+def accuracy_plot(summary: Summary) -> str:
+    """Test accuracy in percent, at the early-stop iteration."""
+    label = "Test accuracy at early stop (%)"
+    if all(level.early_accuracy is None for level in summary.levels):
+        label = "Test accuracy at the end (%)"
+    return _plot(summary, "accuracy", label, lambda level: _scaled(accuracy_of(level), 100.0))
+
+
+def early_stop_plot(summary: Summary) -> str:
+    """Iteration of the lowest validation loss: lower is faster learning."""
+    return _plot(summary, "earlystop", "Early-stop iteration", lambda level: level.early_stop, zero=True)
+
+
+def seconds_plot(summary: Summary) -> str:
+    """Seconds of training per level, with the floor that no pruning gets below."""
+    return _plot(summary, "seconds", "Training time per level (s)", lambda level: level.seconds, zero=True, floor=True)
+
+
+def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = False, floor: bool = False) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "svg.fonttype": "none",  # text stays text: smaller, searchable, read aloud
+        "svg.hashsalt": name,  # the same run gives the same file
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with rc_context(settings):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        if summary.dense is not None and (dense := value(summary.dense)) is not None:
+            axes.axhline(dense.mean, color=DENSE, linestyle="--", linewidth=1.4, label="dense network")
+            if dense.count > 1:
+                axes.axhspan(dense.minimum, dense.maximum, color=DENSE, alpha=0.10, linewidth=0)
+        _series(axes, summary.levels, value, TICKET, "o", "ticket")
+        for kind in sorted({control.control or "" for control in summary.controls}):
+            colour, marker = CONTROLS.get(kind, ("#000000", "x"))
+            members = [control for control in summary.controls if control.control == kind]
+            _series(axes, members, value, colour, marker, control_name(kind), line="--")
+        if floor and summary.floor is not None:
+            axes.axhline(summary.floor, color=FLOOR, linestyle=":", linewidth=1.8, label="floor: no weights left (fit)")
+        _percent_axis(axes, [level.percent for level in (*summary.levels, *summary.controls)])
+        axes.set_ylabel(label)
+        low, high = axes.get_ylim()
+        if not zero and high - low < LEAST_SPAN:  # do not magnify a difference of one test image
+            axes.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+        if zero:
+            axes.set_ylim(bottom=0.0, top=axes.get_ylim()[1] * 1.05)
+        axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(text.getvalue(), name, label)
+
+
+def _series(
+    axes: Axes, levels: Sequence[LevelSummary], value: Any, colour: str, marker: str, label: str, line: str = "-"
+) -> None:
+    """Mean as a line with markers, minimum to maximum as a band, or as bars when there is a single level."""
+    points = [
+        (level.percent, statistic) for level in levels if (statistic := value(level)) is not None and level.percent > 0
+    ]
+    if not points:
+        return
+    x, middle = [point[0] for point in points], [point[1].mean for point in points]
+    low, high = [point[1].minimum for point in points], [point[1].maximum for point in points]
+    axes.plot(
+        x, middle, color=colour, marker=marker, linestyle=line, markersize=5.5, linewidth=1.8, label=label, zorder=3
+    )
+    if len(points) > 1:
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    else:
+        below, above = [[middle[0] - low[0]], [high[0] - middle[0]]]
+        axes.errorbar(x, middle, yerr=[below, above], color=colour, capsize=4, linewidth=1.4, zorder=3)
+
+
+def _percent_axis(axes: Axes, percents: Sequence[float]) -> None:
+    """Logarithmic, 100% at the left, labelled with plain numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    axes.set_xlabel("Weights left (%), logarithmic")
+    positive = [percent for percent in percents if percent > 0]
+    if not positive:
+        return
+    axes.set_xscale("log")
+    smallest = min(positive)
+    levels = sorted({round(percent, 1) for percent in positive})
+    # A handful of levels are marked themselves: over so short an axis round numbers would leave it bare.
+    marks = levels if len(levels) <= 6 else [mark for mark in _marks(smallest) if smallest / 1.15 <= mark <= 100.0]
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda mark, _: f"{mark:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(112.0, min(smallest, 90.0) / 1.12)
+
+
+def _marks(smallest: float) -> list[float]:
+    marks, decade = [], 100.0
+    while decade > smallest / 10.0:
+        marks += [decade, decade / 2.0, decade / 5.0]
+        decade /= 10.0
+    return marks
+
+
+def _scaled(statistic: Statistic | None, factor: float) -> Statistic | None:
+    if statistic is None:
+        return None
+    return Statistic(statistic.mean * factor, statistic.minimum * factor, statistic.maximum * factor, statistic.count)
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """The bare <svg> element: no prolog, no metadata, and ids that no other plot on the page has."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-")
+    # The page sets the width; the viewBox keeps the proportions.
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label} against percent of weights left" ', 1)

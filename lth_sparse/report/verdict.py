@@ -1,0 +1,190 @@
+"""Is it a winning ticket? The judgement over all seeds, in one word, one paragraph and the rows behind it.
+
+Frankle & Carbin 2018, section 1: a winning ticket reaches at least the dense network's test accuracy (a' >= a) in at
+most as many iterations (j' <= j) with far fewer weights, and does so because of its initial weights, which controls
+show. All are means over the seeds, and accuracies that differ by no more than a margin count as equal. The margin is
+the largest of a given tolerance, how far the worst dense seed falls below the dense mean, and one standard error of
+that mean, sqrt(a (1 - a) / (images seeds)): a difference of one test image proves nothing.
+
+    accurate     a' >= a - margin
+    quick        j' <= j
+    a control does as well when its accuracy is within `margin` of the ticket's or above it
+
+"winning": accurate, quick, controls trained, and none does as well. "matching": accurate, but slower, without
+controls, or a control does as well. "not": less accurate than dense. The smallest winning level is named, else the
+smallest matching one, else the last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
+
+__all__ = ["Comparison", "Verdict", "accuracy_of", "compare", "judge", "percent"]
+
+RANK = {"winning": 2, "matching": 1, "not": 0}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pruned level against dense and against its controls; None where nothing was measured."""
+
+    ticket: LevelSummary
+    accurate: bool
+    quick: bool | None
+    controls: tuple[LevelSummary, ...]
+    as_good: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """ "winning", "matching" or "not", by the rules at the top of this file."""
+        if not self.accurate:
+            return "not"
+        return "winning" if self.quick and self.controls and not self.as_good else "matching"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the run showed.
+
+    Attributes:
+        kind: "winning", "matching", "not", or "none" when there is nothing to compare.
+        level, density: the level judged.
+        title: one line; text: the paragraph for a person, with all caveats.
+        margin: how much less accuracy still counted as the same, as a share of the test images.
+        rows: dense, the ticket and its controls at that level, for a table.
+    """
+
+    kind: str
+    level: int | None
+    density: float | None
+    title: str
+    text: str
+    margin: float
+    rows: tuple[LevelSummary, ...]
+
+
+def judge(summary: Summary, tolerance: float = 0.0, images: int | None = None) -> Verdict:
+    """The verdict over all seeds; `images` is the number of test images, None leaves their sampling error out."""
+    dense, pruned = summary.dense, [level for level in summary.levels if level.level > 0]
+    reference = None if dense is None else accuracy_of(dense)
+    if dense is None or reference is None or not pruned:
+        text = "There is no verdict: it needs the dense level, a pruned one, and the test accuracy of both."
+        return Verdict("none", None, None, "No verdict", text, tolerance, ())
+    margin = max(tolerance, reference.mean - reference.minimum, _standard_error(reference, images))
+    comparisons = [compare(level, dense, summary.controls_at(level.level), margin) for level in pruned]
+    best = max(comparisons, key=lambda c: (RANK[c.kind], -c.ticket.density if RANK[c.kind] else c.ticket.level))
+    text = " ".join(_sentences(best, dense, comparisons, margin, len(summary.seeds)))
+    rows = (dense, best.ticket, *best.controls)
+    return Verdict(best.kind, best.ticket.level, best.ticket.density, _title(best), text, margin, rows)
+
+
+def compare(ticket: LevelSummary, dense: LevelSummary, controls: tuple[LevelSummary, ...], margin: float) -> Comparison:
+    """One level by the rules at the top of this file."""
+    ours, theirs = accuracy_of(ticket), accuracy_of(dense)
+    accurate = ours is not None and theirs is not None and ours.mean >= theirs.mean - margin
+    quick = None
+    if ticket.early_stop is not None and dense.early_stop is not None:
+        quick = ticket.early_stop.mean <= dense.early_stop.mean
+    measured = tuple(control for control in controls if accuracy_of(control) is not None)
+    return Comparison(ticket, accurate, quick, measured, tuple(_as_good(ours, measured, margin)))
+
+
+def accuracy_of(level: LevelSummary) -> Statistic | None:
+    """Test accuracy at early stop, or at the end where no validation loss was recorded."""
+    return level.early_accuracy if level.early_accuracy is not None else level.accuracy
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.0363 -> "3.6%"."""
+    return f"{100.0 * share:.{digits}f}%"
+
+
+def _standard_error(accuracy: Statistic, images: int | None) -> float:
+    """Of a share measured on `images` test images, averaged over the seeds."""
+    if not images:
+        return 0.0
+    return math.sqrt(max(accuracy.mean * (1.0 - accuracy.mean), 0.0) / (images * accuracy.count))
+
+
+def _as_good(ours: Statistic | None, controls: tuple[LevelSummary, ...], margin: float) -> Iterable[str]:
+    for control in controls:
+        theirs = accuracy_of(control)
+        if ours is not None and theirs is not None and control.control and theirs.mean >= ours.mean - margin:
+            yield control.control
+
+
+def _title(best: Comparison) -> str:
+    left = percent(best.ticket.density)
+    if best.kind == "winning":
+        return f"A winning ticket with {left} of the weights"
+    if best.kind == "matching":
+        return f"A matching network with {left} of the weights, not shown to be a winning ticket"
+    return "No ticket: every pruned network is less accurate than the dense one"
+
+
+def _sentences(
+    best: Comparison, dense: LevelSummary, comparisons: list[Comparison], margin: float, seeds: int
+) -> Iterable[str]:
+    ticket = best.ticket
+    yield f"At level {ticket.level}, with {percent(ticket.density)} of the weights left, test accuracy is"
+    yield f"{_range(ticket)} against {_range(dense)} for the dense network"
+    yield f"({seeds} seed{'s' if seeds > 1 else ''}; differences up to {percent(margin, 2)} count as none)."
+    if ticket.early_stop is not None and dense.early_stop is not None:
+        order = "no later than" if best.quick else "later than"
+        yield f"Its validation loss is lowest at iteration {_mean(ticket.early_stop)}, {order} the dense network's"
+        yield f"{_mean(dense.early_stop)}."
+    yield from _about_controls(best)
+    last = comparisons[-1]
+    if last is not best and last.kind == "not":
+        yield f"At the last level, {percent(last.ticket.density)}, accuracy is lower than dense: {_range(last.ticket)}."
+    elif last is not best and last.as_good:
+        names = " and ".join(control_name(kind) for kind in last.as_good)
+        yield f"At the last level, {percent(last.ticket.density)}, the ticket matches dense too, but no better than"
+        yield f"{names}."
+    if seeds == 1:
+        yield "One seed says nothing about chance; use --seeds 3 or more before relying on this."
+
+
+def _about_controls(best: Comparison) -> Iterable[str]:
+    if not best.controls:
+        yield "No control was trained at this level, so nothing shows that the initial weights matter."
+        return
+    for control in best.controls:
+        name, stop = control_name(control.control or ""), control.early_stop
+        when = f", lowest validation loss at iteration {_mean(stop)}" if stop is not None else ""
+        yield f"The {name} of the same size reaches {_range(control)}{when}."
+    if best.kind == "not":
+        return
+    if best.as_good:
+        for kind in best.as_good:
+            yield f"The {control_name(kind)} does as well as the ticket: this run is no evidence that {_matters(kind)}"
+            yield "matters."
+        yield "Prune further, or take a harder data set, to tell them apart."
+    elif best.quick is False:
+        yield "Every control is less accurate, but the ticket learns more slowly than the dense network."
+    else:
+        yield "Every control is less accurate: the ticket's own initial weights, where they are, make the difference."
+
+
+def _matters(kind: str) -> str:
+    """What a control that does as well leaves unproved."""
+    if kind == "shuffled":
+        return "which weights of a layer are kept, beyond how many,"
+    return "the ticket's own initialisation"
+
+
+def _range(level: LevelSummary) -> str:
+    accuracy = accuracy_of(level)
+    if accuracy is None:
+        return "unknown"
+    if accuracy.count == 1:
+        return percent(accuracy.mean, 2)
+    return f"{percent(accuracy.mean, 2)} ({percent(accuracy.minimum, 2)} to {percent(accuracy.maximum, 2)})"
+
+
+def _mean(statistic: Statistic) -> str:
+    return f"{statistic.mean:,.0f}"

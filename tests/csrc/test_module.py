@@ -1,0 +1,116 @@
+"""What _C says about itself: instruction sets and how they are chosen, names of microkernels, build, scratch memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lth_sparse import _C
+
+
+@pytest.fixture
+def chosen() -> Iterator[None]:
+    """Restores the instruction set in use."""
+    before = _C.isa()
+    yield
+    _C.set_isa(before)
+
+
+def run(code: str, isa: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter with LTH_SPARSE_ISA set; the extension is loaded by path, without torch, which takes long."""
+    load = (
+        "import importlib.util as u; spec = u.spec_from_file_location('lth_sparse._C', "
+        f"{_C.__file__!r}); _C = u.module_from_spec(spec); spec.loader.exec_module(_C); "
+    )
+    environment = {**os.environ, "LTH_SPARSE_ISA": isa}
+    return subprocess.run([sys.executable, "-c", load + code], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_last_of_the_runnable_sets_is_the_default() -> None:
+    assert run("print(_C.isa() == _C.isas()[-1])", "").stdout == "True\n"
+
+
+def test_scalar_runs_everywhere() -> None:
+    assert _C.isas()[0] == "scalar"
+
+
+@pytest.mark.parametrize("name", _C.isas())
+def test_the_environment_chooses_the_instruction_set(name: str) -> None:
+    assert run("print(_C.isa())", name).stdout == f"{name}\n"
+
+
+def test_an_unknown_set_in_the_environment_is_reported_at_the_first_use_not_at_import() -> None:
+    code = """
+import sys
+try:
+    _C.csr_linear_forward(0, 0, 0, 16, 16, 0, 1, 1, 0, 1, 1, 1, 1, 16, 0, 1)
+except RuntimeError as error:
+    print(error)
+_C.set_isa("scalar")
+print(_C.isa())
+"""
+    result = run("exec(" + repr(code) + ")", "sse9")
+    assert re.fullmatch(r"LTH_SPARSE_ISA: expected one of scalar.*, got 'sse9'\nscalar\n", result.stdout), result
+
+
+@pytest.mark.parametrize("name", _C.isas())
+def test_set_isa_takes_effect(chosen: None, name: str) -> None:
+    _C.set_isa(name)
+    assert _C.isa() == name
+
+
+def test_set_isa_refuses_an_unknown_name_and_changes_nothing(chosen: None) -> None:
+    before = _C.isa()
+    with pytest.raises(ValueError, match=r"isa: expected one of scalar.*, got 'mmx'"):
+        _C.set_isa("mmx")
+    assert _C.isa() == before
+
+
+def test_names_of_microkernels_say_type_operation_tile_index_and_set() -> None:
+    names = _C.microkernels()
+    assert len(set(names)) == len(names)
+    pattern = r"f(32|64)_csr_(spmm|backward|sddmm)_[1-8]x(2|4|8|16)_(u16|i32)__(scalar|avx2|avx512)"
+    assert all(re.fullmatch(pattern, name) for name in names)
+
+
+@pytest.mark.parametrize("name", _C.isas())
+def test_every_set_has_every_operation_for_both_types_and_both_index_widths(name: str) -> None:
+    have = {re.sub(r"_\dx\d+_", "_", n) for n in _C.microkernels() if n.endswith(f"__{name}")}
+    assert have == {
+        f"{dtype}_csr_{operation}_{index}__{name}"
+        for dtype in ("f32", "f64")
+        for operation in ("spmm", "backward", "sddmm")
+        for index in ("u16", "i32")
+    }
+
+
+def test_build_info_names_the_compiler_and_says_whether_there_is_openmp() -> None:
+    info = _C.build_info()
+    assert set(info) == {"compiler", "openmp", "version"}
+    assert info["compiler"]
+    assert isinstance(info["openmp"], bool)
+
+
+def test_scratch_memory_is_kept_between_calls_and_given_back_by_trim(linear: Any) -> None:
+    layer = linear(torch.ones(10, 10, dtype=torch.bool), 16)
+    _C.trim()
+    layer.forward(torch.ones(20, 10), torch.ones(100), None, 1)
+    assert _C.trim() > 0
+    assert _C.trim() == 0
+
+
+def test_scratch_memory_of_one_large_call_is_not_kept_for_ever(linear: Any) -> None:
+    large = linear(torch.zeros(3, 2000, dtype=torch.bool), 16)
+    small = linear(torch.ones(3, 3, dtype=torch.bool), 16)
+    _C.trim()
+    large.forward(torch.ones(500, 2000), torch.ones(0), None, 1)
+    for _ in range(100):
+        small.forward(torch.ones(5, 3), torch.ones(9), None, 1)
+    assert _C.trim() < 2_000_000

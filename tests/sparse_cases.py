@@ -1,0 +1,52 @@
+"""Shapes and helpers that the operator tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lth_sparse.formats import BSR, CSR, Dense, Layout
+
+LAYOUT_MAKERS: dict[str, Callable[[Tensor], Layout]] = {
+    "csr": CSR.from_mask,
+    "csr_narrow": lambda mask: CSR.from_mask(mask).narrow(),
+    "bsr": lambda mask: BSR.from_mask(mask, (4, 3), "zeros"),
+    "dense": Dense.from_mask,
+}
+
+#: (out, in, batch): odd sizes, one of each, wider than one tile of batch, empty batch.
+LINEAR_SIZES = [(300, 784, 60), (7, 5, 3), (1, 1, 1), (33, 65, 129), (10, 300, 0), (5, 17, 257)]
+
+#: (n, channels, height, width, out, kernel, keyword arguments)
+CONV_CASES = [
+    (2, 3, 8, 9, 5, (3, 3), {"padding": 1}),
+    (33, 4, 6, 5, 8, (3, 3), {"padding": 1}),
+    (3, 4, 9, 11, 6, (3, 2), {"stride": 2, "padding": (1, 0)}),
+    (4, 6, 7, 7, 9, (1, 1), {}),
+    (4, 6, 8, 8, 9, (1, 1), {"stride": 2}),
+    (2, 6, 10, 9, 4, (3, 3), {"dilation": 2, "padding": 2, "groups": 2}),
+    (5, 6, 9, 8, 6, (3, 3), {"groups": 6, "padding": 1}),
+    (2, 3, 12, 12, 4, (5, 5), {"stride": (3, 2), "padding": "valid"}),
+    (2, 3, 7, 6, 4, (4, 3), {"padding": "same"}),
+    (2, 3, 7, 6, 4, (3, 3), {"padding": 1, "padding_mode": "reflect"}),
+    (2, 3, 7, 6, 4, (3, 3), {"padding": (2, 1), "padding_mode": "circular"}),
+    (0, 3, 7, 6, 4, (3, 3), {"padding": 1}),
+    (1, 2, 5, 5, 3, (2, 2), {"stride": 4}),
+]
+
+DENSITIES = [0.0, 0.1, 0.6, 1.0]
+
+
+def masked_weight(shape: tuple[int, ...], density: float, *, empty_row: bool = True) -> tuple[Tensor, Tensor]:
+    """float64 weight and mask; the first output keeps nothing when the layer is pruned at all."""
+    mask = torch.rand(shape) < density
+    if empty_row and density < 1:
+        mask[0] = False
+    return torch.randn(shape, dtype=torch.float64), mask
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    """Rounding allowed against the float64 truth."""
+    return {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
