@@ -18,7 +18,6 @@ constexpr int64_t kChannelCost = 4;        // of a virtual input channel, in non
 constexpr int64_t kBandBytes = 512 << 10;
 constexpr int64_t kBlockBytes = 32 << 10;  // of dy that one block of output channels may touch: most of an L1 cache
 constexpr int64_t kBlockNonZeros = 8;      // fewer for each channel and block are not worth reloading x and dx
-constexpr double kGrain = 1 << 16;         // multiply-adds that are worth a thread
 
 struct Backward {
   Geometry g;
@@ -343,7 +342,7 @@ void csr_conv2d_backward(const ConvSizes& s, const T* grad, const T* x, const T*
   const Backward b(s, nnz, k.lanes, dvalues != nullptr ? k.backward_tile : k.spmm_tile, sizeof(T));
   const double work = static_cast<double>(nnz + kChannelCost * b.g.virtual_channels) *
                       static_cast<double>(b.t.blocks * b.t.row_lanes * (b.g.y.any.end - b.g.y.any.begin));
-  threads = useful_threads(threads, work, kGrain);
+  threads = useful_threads(threads, 2 * work);
   const int64_t span = (b.g.y.max_shift + 1) * s.out_channels * b.dy_pitch;
   if (span <= 65536) run<T, Index, uint16_t>(s, b, k, grad, x, values, dx, dvalues, dbias, crow, col, threads);
   else run<T, Index, int32_t>(s, b, k, grad, x, values, dx, dvalues, dbias, crow, col, threads);

@@ -16,7 +16,6 @@ constexpr int64_t kRowCost = 4;          // of an output channel, in non-zeros
 constexpr int64_t kBandBytes = 512 << 10;
 constexpr int64_t kBlockBytes = 32 << 10;  // of input that one block of the reduction may touch: most of an L1 cache
 constexpr int64_t kBlockNonZeros = 8;      // fewer for each row and block are not worth reloading the accumulators
-constexpr double kGrain = 1 << 17;         // multiply-adds that are worth a thread
 
 struct Forward {
   Geometry g;
@@ -172,7 +171,7 @@ void csr_conv2d_forward(const ConvSizes& s, const T* x, const T* values, const T
   const int64_t nnz = crow[s.out_channels];
   const Forward f(s, nnz, k.lanes, k.spmm_tile, sizeof(T));
   const double work = static_cast<double>(nnz + kRowCost * s.out_channels) * static_cast<double>(f.t.blocks * s.out_h * f.t.row_lanes);
-  threads = useful_threads(threads, work, kGrain);
+  threads = useful_threads(threads, work);
   const std::vector<int64_t> by_col = f.offsets(s);
   const int64_t span = (f.g.y.max_shift + 1) * f.row_elements / f.t.images;
   if (span <= 65536) run<T, Index, uint16_t>(s, f, k, by_col, x, values, bias, y, crow, col, threads);

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
 constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
-constexpr double kGrain = 1 << 17;        // multiply-adds that are worth a thread
 constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
 
 // How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
@@ -105,7 +104,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   const auto spmm = k.template indexed<Index>().spmm[t.tile];
   const int64_t nnz = crow[sizes.rows];
   const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
-  threads = useful_threads(threads, work, kGrain);
+  threads = useful_threads(threads, work);
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
 
   Plan plan;
@@ -155,7 +154,7 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
   const auto& ops = k.template indexed<Index>();
   const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
-  threads = useful_threads(threads, work, kGrain / 2);
+  threads = useful_threads(threads, 2 * work);
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
 
   Plan plan;

@@ -13,6 +13,7 @@
 #include "csr_conv.h"
 #include "csr_linear.h"
 #include "kernels.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace py = pybind11;
@@ -159,6 +160,11 @@ py::dict build_info() {
   return info;
 }
 
+int64_t set_thread_grain(int64_t multiply_adds) {
+  at_least("multiply_adds", multiply_adds, 1);
+  return lth::thread_grain().exchange(multiply_adds);
+}
+
 std::vector<std::string> names_of(const std::vector<lth::Isa>& isas) {
   std::vector<std::string> names;
   for (lth::Isa isa : isas) names.push_back(lth::name_of(isa));
@@ -195,4 +201,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("microkernels", &lth::microkernels);
   m.def("build_info", &build_info);
   m.def("trim", &lth::trim);
+  m.def("set_thread_grain", &set_thread_grain, py::arg("multiply_adds"));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #if defined(_OPENMP)
@@ -53,9 +54,15 @@ inline int64_t row_at(const int32_t* pointers, int64_t rows, int64_t row_cost, i
   return low == rows ? rows : low / align * align;
 }
 
-// No more threads than there are `grain`s of work: waking a thread costs microseconds.
-inline int useful_threads(int threads, double work, double grain) {
-  return static_cast<int>(std::max(1.0, std::min(static_cast<double>(threads), work / grain)));
+// Multiply-adds of work that are worth waking a thread for, which costs microseconds. Settable, for tests and measurements.
+inline std::atomic<int64_t>& thread_grain() {
+  static std::atomic<int64_t> grain{1 << 17};
+  return grain;
+}
+
+// At most `threads`, and no more than there are grains of work.
+inline int useful_threads(int threads, double multiply_adds) {
+  return static_cast<int>(std::max(1.0, std::min<double>(threads, multiply_adds / static_cast<double>(thread_grain()))));
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,10 +1,10 @@
 """CPU kernels for CSR weights, compiled from ``csrc/``.
 
-Tensors come as addresses (``Tensor.data_ptr()``, 0 for "none"), sizes and strides as element counts. Nothing here looks at
-memory before it is used: ``lth_sparse.ops`` checks shapes, dtypes, devices and index ranges once, then calls. Import torch
-first, so that both use one OpenMP run-time. Every function releases the GIL, may be called from several Python threads at once,
-writes every element of its outputs whatever they held before, and computes the same result, bit for bit, in every run with the
-same arguments, number of threads and instruction set.
+Tensors come as addresses (``Tensor.data_ptr()``, 0 for "none"), sizes and strides as element counts. Nothing here looks
+at memory before it is used: ``lth_sparse.ops`` checks shapes, dtypes, devices and index ranges once, then calls. Import
+torch first, so that both use one OpenMP run-time. Every function releases the GIL, may be called from several Python
+threads at once, writes every element of its outputs whatever they held before, and computes the same result, bit for
+bit, in every run with the same arguments, number of threads and instruction set.
 
 Common arguments:
 
@@ -15,8 +15,9 @@ Common arguments:
 * ``dtype``: 0 for float32, 1 for float64.
 * ``threads``: at least 1; fewer are used where the work is too small to share.
 
-Raises ``ValueError`` for impossible sizes, codes and missing pointers, naming the argument; ``RuntimeError`` when the environment
-variable ``LTH_SPARSE_ISA`` names an instruction set that is unknown or that this processor lacks; ``MemoryError``.
+Raises ``ValueError`` for impossible sizes, codes and missing pointers, naming the argument; ``RuntimeError`` when the
+environment variable ``LTH_SPARSE_ISA`` names an instruction set that is unknown or that this processor lacks;
+``MemoryError``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def csr_linear_forward(
 ) -> None:
     """y[n, r] = bias[r] + sum over k in [crow[r], crow[r + 1]) of values[k] * x[n, col[k]].
 
-    ``x`` ``[batch, cols]`` and ``y`` ``[batch, rows]`` have any strides; feature-major ones (batch stride 1) are the fastest.
+    ``x`` ``[batch, cols]`` and ``y`` ``[batch, rows]`` have any strides; feature-major (batch stride 1) is the fastest.
     """
 
 def csr_linear_backward(
@@ -72,8 +73,8 @@ def csr_linear_backward(
     """Gradients of csr_linear_forward, given ``grad`` ``[batch, rows]``, that of y.
 
     dx[n, c] = sum over r of W[r, c] grad[n, r];  dvalues[k] = sum over n of grad[n, row of k] x[n, column of k];
-    dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues`` only,
-    ``values`` for ``dx`` only, ``col`` never.
+    dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
+    only, ``values`` for ``dx`` only, ``col`` never.
     """
 
 def csr_conv2d_forward(
@@ -105,8 +106,8 @@ def csr_conv2d_forward(
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx)
-    of channel ci of the row's group. Padding is zeros, the same on opposite sides.
+    Both contiguous. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap
+    (ky, kx) of channel ci of the row's group. Padding is zeros, the same on opposite sides.
     """
 
 def csr_conv2d_backward(
@@ -140,8 +141,9 @@ def csr_conv2d_backward(
 ) -> None:
     """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there, all contiguous.
 
-    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN or infinity in
-    a channel of ``x`` reaches all taps of the weights on that channel, those included that only met it beyond the border.
+    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN or
+    infinity in a channel of ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the output that
+    would have read it lies beyond the border.
     """
 
 def isa() -> str:
@@ -156,7 +158,8 @@ def set_isa(name: str) -> None:
 def microkernels() -> list[str]:
     """Names of all microkernels in this build, runnable here or not.
 
-    ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction set.
+    ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction
+    set.
     """
 
 def build_info() -> dict[str, str | bool]:
@@ -164,3 +167,6 @@ def build_info() -> dict[str, str | bool]:
 
 def trim() -> int:
     """Free the scratch memory kept between calls and not in use now; returns how many bytes that was."""
+
+def set_thread_grain(multiply_adds: int) -> int:
+    """Multiply-adds of work that are worth waking a thread for; returns the number before. Tests set it to 1."""

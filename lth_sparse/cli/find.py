@@ -76,6 +76,7 @@ def run(options: Options, console: Console | None = None) -> int:
     _announce(console, options, preset, data, directory)
     results: dict[int, TicketResult] = {}
     tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
+    tracker.crowded = _crowded_before(directory)
     try:
         with tracker:
             for seed in range(options.seeds):
@@ -136,9 +137,9 @@ def command_line(options: Options) -> str:
 
 
 def show(console: Console, grid: Grid) -> None:
-    """A table for a terminal; aligned text, never wrapped, for anything else."""
+    """A table that fits the terminal; aligned text, never wrapped, for anything else."""
     if console.is_terminal:
-        console.print(rich_table(grid))
+        console.print(rich_table(grid if grid.width <= console.width else grid.narrow()))
     else:
         console.print(plain_text(grid) + "\n", markup=False, highlight=False, soft_wrap=True)
 
@@ -183,6 +184,15 @@ def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> None:
         if ours.get(name) != theirs.get(name):
             had, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
             raise RunError(f"{directory}: holds a run with {name} {had!r}, but {wanted!r} was asked for; {advice}")
+
+
+def _crowded_before(directory: Path) -> str | None:
+    """What an earlier part of this run said about other work on the machine; its seconds are in the report too."""
+    try:
+        said = json.loads((directory / "report.json").read_text(encoding="utf-8"))["crowded"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _announce(console: Console, options: Options, preset: Preset, data: DataSet, directory: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Tracker", "crowding", "duration"]
 Key = tuple[int, str | None]
 
 DRAW_EVERY, LINE_EVERY = 0.5, 60.0
+WARM_STEPS, WARM_SECONDS = 20, 2.0
 
 
 class Tracker:
@@ -123,8 +124,10 @@ class Tracker:
     def seconds_left(self) -> float | None:
         """Estimate for everything that is left; None as long as nothing has been timed."""
         running, own_pace = 0.0, None
-        if self.current is not None and self.step > self.start_step:
-            pace = (self.clock() - self.started) / (self.step - self.start_step)
+        steps, elapsed = self.step - self.start_step, self.clock() - self.started
+        # The first steps warm caches and thread pools up; a guess from them alone would frighten people.
+        if self.current is not None and steps >= WARM_STEPS and elapsed >= WARM_SECONDS:
+            pace = elapsed / steps
             own_pace, running = pace * self.iterations, pace * (self.iterations - self.step)
         guess = own_pace if own_pace is not None else self.last_took
         if guess is None:

@@ -1,7 +1,7 @@
 """The gradient of every operator: two ``torch.autograd.Function``, the operators' only callers.
 
 ``y = x W^T + b`` gives ``dx = dy W``, ``dW = dy^T x`` at the live weights alone, ``db = sum dy``; a convolution
-likewise. Index tensors are passed one by one, since autograd and the compiler look at top-level arguments only. A
+likewise. Index tensors travel as one tuple: they need no gradient, and autograd would wrap each of them. A
 backward that is itself being differentiated (``create_graph=True``) runs the reference, which torch can differentiate
 to any order.
 """
@@ -23,16 +23,23 @@ __all__ = ["conv2d", "linear"]
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, ...], *index: Tensor
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        kind: str,
+        shape: tuple[int, ...],
+        index: Sequence[Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(x, values, *index)
-        ctx.kind, ctx.shape = kind, shape
+        ctx.save_for_backward(x, values)
+        ctx.kind, ctx.shape, ctx.index = kind, shape, index
         return OPS[kind].linear(x, values, bias, index, shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, values, *index = ctx.saved_tensors
+        x, values = ctx.saved_tensors
+        index = ctx.index
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
@@ -40,7 +47,7 @@ class _Linear(torch.autograd.Function):
             found = reference.linear_backward(grad, x, values, layout, wanted)
         else:
             found = OPS[ctx.kind].linear_backward(grad, x, values, index, ctx.shape, wanted)
-        return _unwrap(found, wanted, 2 + len(index))
+        return _unwrap(found, wanted, 3)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -56,16 +63,17 @@ class _Conv2d(torch.autograd.Function):
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
-        *index: Tensor,
+        index: Sequence[Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(x, values, *index)
-        ctx.kind, ctx.shape, ctx.conv = kind, shape, (stride, padding, dilation, groups)
+        ctx.save_for_backward(x, values)
+        ctx.kind, ctx.shape, ctx.index, ctx.conv = kind, shape, index, (stride, padding, dilation, groups)
         return OPS[kind].conv2d(x, values, bias, index, shape, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, values, *index = ctx.saved_tensors
+        x, values = ctx.saved_tensors
+        index = ctx.index
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
@@ -74,7 +82,7 @@ class _Conv2d(torch.autograd.Function):
             found = reference.conv2d_backward(grad, x, values, layout, stride, padding, dilation, groups, wanted)
         else:
             found = OPS[ctx.kind].conv2d_backward(grad, x, values, index, ctx.shape, *ctx.conv, wanted)
-        return _unwrap(found, wanted, 6 + len(index))
+        return _unwrap(found, wanted, 7)
 
 
 def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
@@ -86,7 +94,9 @@ def linear(
     x: Tensor, values: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, ...], index: Sequence[Tensor]
 ) -> Tensor:
     """Differentiable sparse linear over ``x`` ``[batch, cols]`` by the operators of one layout kind. Checks nothing."""
-    return _Linear.apply(x, values, bias, kind, shape, *index)
+    if not torch.is_grad_enabled():
+        return OPS[kind].linear(x, values, bias, index, shape)
+    return _Linear.apply(x, values, bias, kind, shape, index)
 
 
 def conv2d(
@@ -102,4 +112,6 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     """Differentiable sparse conv2d over ``x`` ``[N, C, H, W]``, zero padding. Checks nothing."""
-    return _Conv2d.apply(x, values, bias, kind, shape, stride, padding, dilation, groups, *index)
+    if not torch.is_grad_enabled():
+        return OPS[kind].conv2d(x, values, bias, index, shape, stride, padding, dilation, groups)
+    return _Conv2d.apply(x, values, bias, kind, shape, stride, padding, dilation, groups, index)

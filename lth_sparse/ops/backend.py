@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lth_sparse import _C
+import lth_sparse._C as _C
 from lth_sparse.errors import ArgumentError, BackendError, expected
 
 __all__ = ["KERNEL_DTYPES", "backend_of", "forced_reference", "use_backend"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lth_sparse import _C
+import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, forced_reference
 from lth_sparse.ops.library import REFERENCES, implement
@@ -66,25 +66,24 @@ def _linear_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-def _conv_sizes(x: Tensor, shape: Sequence[int], *conv: Any) -> tuple[int, ...]:
-    """Sizes of a convolution in the order of the kernels' arguments."""
+def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
+    """What follows the pointers in a call of the convolution kernels: sizes, index width, dtype, threads."""
     stride, padding, dilation, groups = conv
     n, channels, height, width = x.shape
     rows, _, *kernel = shape
     out = [schemas.conv_output_size((height, width)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    return (n, channels, height, width, rows, groups, *kernel, *stride, *padding, *dilation, *out)
+    sizes = [n, channels, height, width, rows, groups, *kernel, *stride, *padding, *dilation, *out]
+    return [*sizes, _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
 
 
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
 ) -> Tensor:
     x = x.contiguous()
-    sizes = _conv_sizes(x, shape, *conv)
-    y = x.new_empty(sizes[0], shape[0], *sizes[-2:])
-    _C.csr_conv2d_forward(
-        x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), index[0].data_ptr(), index[1].data_ptr(),
-        *sizes, _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
-    )  # fmt: skip
+    tail = _conv_tail(x, index, shape, conv)
+    y = x.new_empty(x.shape[0], shape[0], *tail[-5:-3])
+    pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
+    _C.csr_conv2d_forward(*(pointers + tail))
     return y
 
 
@@ -96,11 +95,8 @@ def _conv2d_backward(
     dx = _empty(wanted[0], x, x.shape)
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (shape[0],))
-    _C.csr_conv2d_backward(
-        grad.data_ptr(), x.data_ptr(), values.data_ptr(), _pointer(dx), _pointer(dvalues), _pointer(dbias),
-        index[0].data_ptr(), index[1].data_ptr(), *_conv_sizes(x, shape, *conv),
-        _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
-    )  # fmt: skip
+    pointers = [_pointer(tensor) for tensor in (grad, x, values, dx, dvalues, dbias, index[0], index[1])]
+    _C.csr_conv2d_backward(*(pointers + _conv_tail(x, index, shape, conv)))
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lth_sparse.engine.controls import CONTROLS
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, Training, control_name
 from lth_sparse.report.verdict import Verdict
 
@@ -21,10 +22,10 @@ MISSING = "-"
 HEADERS = (
     "level",
     "weights left",
-    "early stop (iteration)",
+    "early-stop iteration",
     "test acc. there",
-    "test acc. at the end",
-    "training (s)",
+    "test acc. at end",
+    "training seconds",
     "speed-up",
 )
 
@@ -37,6 +38,22 @@ class Grid:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+
+    @property
+    def width(self) -> int:
+        """Characters of its widest row in a terminal."""
+        lines = (self.headers, *self.rows)
+        return sum(max(len(line[column]) for line in lines) + 3 for column in range(len(self.headers)))
+
+    def narrow(self) -> Grid:
+        """The same for few columns: minimum and maximum below the mean, the controls by their short names."""
+
+        def short(cell: str) -> str:
+            for kind, name in CONTROLS.items():
+                cell = cell.replace(name, kind)
+            return cell.replace(" [", "\n[")
+
+        return Grid(self.title, self.headers, tuple(tuple(map(short, row)) for row in self.rows), self.left)
 
 
 def seed_grid(trainings: Iterable[Training], title: str) -> Grid:
@@ -82,7 +99,9 @@ def rich_table(grid: Grid) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     # Text, not str: a cell such as "[96.2, 97.1]" must not be read as markup.
     for position, header in enumerate(grid.headers):
-        table.add_column(header, justify="left" if position < grid.left else "right", vertical="bottom")
+        first = position < grid.left
+        word = max(map(len, header.split()))  # a header wraps between its words, never inside one
+        table.add_column(Text(header), justify="left" if first else "right", no_wrap=first, min_width=word)
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

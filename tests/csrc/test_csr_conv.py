@@ -1,4 +1,4 @@
-"""csr_conv2d_*: the convolution and its gradients against dense fp64, for strides, paddings, dilations and groups of all kinds."""
+"""csr_conv2d_*: convolutions and their gradients against dense fp64: strides, paddings, dilations, groups of all kinds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def problem(conv: Any, case: str, density: float, bits: int, dtype: torch.dtype)
 
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("case", CASES)
-def test_forward_is_that_of_the_masked_dense_layer(conv: Any, near: Any, variant: Any, case: str, density: float) -> None:
+def test_forward_is_that_of_the_masked_dense_layer(
+    conv: Any, near: Any, variant: Any, case: str, density: float
+) -> None:
     layer, x, values, bias, grad = problem(conv, case, density, variant.index_bits, variant.dtype)
     near(layer.forward(x, values, bias, variant.threads), layer.truth(grad, x, values, bias)[0])
 
@@ -145,7 +147,9 @@ def test_a_nan_in_x_reaches_only_the_outputs_that_read_it(conv: Any, variant: An
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", ["3x3", "strided", "even kernel", "depthwise", "dilated", "padding over kernel"])
-def test_a_nan_in_grad_reaches_only_the_pixels_its_output_read(conv: Any, variant: Any, case: str, poison: float) -> None:
+def test_a_nan_in_grad_reaches_only_the_pixels_its_output_read(
+    conv: Any, variant: Any, case: str, poison: float
+) -> None:
     layer, x, values, _, grad = problem(conv, case, 0.4, variant.index_bits, variant.dtype)
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
     for pixel in ((0, 0, 0, 0), (-1, -1, -1, -1), (1, 0, 1, 1)):
@@ -208,7 +212,9 @@ def test_the_same_call_gives_the_same_bits(conv: Any, variant: Any) -> None:
     ids=str,
 )
 def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) -> None:
-    given = dict.fromkeys(("x", "values", "bias", "y", "crow", "col", "n", "stride_h", "stride_w", "dilation_h", "dilation_w"), 1)
+    given = dict.fromkeys(
+        ("x", "values", "bias", "y", "crow", "col", "n", "stride_h", "stride_w", "dilation_h", "dilation_w"), 1
+    )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "index_bits": 16, "dtype": 0, "threads": 1}
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""csr_linear_*: y = x W^T + b and its gradients against dense fp64, for every instruction set, type, index width and team."""
+"""csr_linear_*: y = x W^T + b and its gradients against dense fp64, for every instruction set, type and index width."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from torch import Tensor
 from lth_sparse import _C
 
 #: (rows, cols, batch): LeNet's, odd ones, single ones, more than one strip, none at all
-SIZES = [(300, 784, 60), (17, 33, 129), (100, 5, 7), (1, 1, 1), (3, 300, 1), (40, 33, 300), (9, 11, 0), (0, 7, 5), (7, 0, 5)]
+SIZES = [
+    (300, 784, 60),
+    (17, 33, 129),
+    (100, 5, 7),
+    (1, 1, 1),
+    (3, 300, 1),
+    (40, 33, 300),
+    (9, 11, 0),
+    (0, 7, 5),
+    (7, 0, 5),
+]
 
 
-def problem(linear: Any, rows: int, cols: int, batch: int, density: float, bits: int, dtype: torch.dtype) -> tuple[Any, ...]:
+def problem(
+    linear: Any, rows: int, cols: int, batch: int, density: float, bits: int, dtype: torch.dtype
+) -> tuple[Any, ...]:
     """A layer and its x, values, bias and grad; one row and one column in three have no weights."""
     mask = torch.rand(rows, cols) < density
     if 0 < density < 1:
@@ -44,7 +56,9 @@ def relaid(tensor: Tensor, layout: str) -> Tensor:
 
 @pytest.mark.parametrize("density", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_forward_is_that_of_the_masked_dense_layer(linear: Any, near: Any, variant: Any, size: Any, density: float) -> None:
+def test_forward_is_that_of_the_masked_dense_layer(
+    linear: Any, near: Any, variant: Any, size: Any, density: float
+) -> None:
     layer, x, values, bias, grad = problem(linear, *size, density, variant.index_bits, variant.dtype)
     near(layer.forward(x, values, bias, variant.threads), layer.truth(grad, x, values, bias)[0])
 
@@ -99,7 +113,7 @@ def test_without_bias_the_sum_starts_from_zero(linear: Any, near: Any, variant: 
 
 
 def tiles() -> list[tuple[str, str, str, int, int]]:
-    """(instruction set, value type, operation, samples in its strip, index width) of each microkernel that runs here."""
+    """(instruction set, value type, operation, samples in a strip, index width) of each microkernel that runs here."""
     found = []
     for name in _C.microkernels():
         rest, isa = name.split("__")

@@ -30,7 +30,9 @@ def run(code: str, isa: str) -> subprocess.CompletedProcess[str]:
         f"{_C.__file__!r}); _C = u.module_from_spec(spec); spec.loader.exec_module(_C); "
     )
     environment = {**os.environ, "LTH_SPARSE_ISA": isa}
-    return subprocess.run([sys.executable, "-c", load + code], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", load + code], env=environment, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_the_last_of_the_runnable_sets_is_the_default() -> None:
@@ -114,3 +116,13 @@ def test_scratch_memory_of_one_large_call_is_not_kept_for_ever(linear: Any) -> N
     for _ in range(100):
         small.forward(torch.ones(5, 3), torch.ones(9), None, 1)
     assert _C.trim() < 2_000_000
+
+
+def test_set_thread_grain_returns_the_one_before() -> None:
+    before = _C.set_thread_grain(12345)
+    assert _C.set_thread_grain(before) == 12345
+
+
+def test_a_thread_grain_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiply_adds: expected at least 1, got 0"):
+        _C.set_thread_grain(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ Train = Callable[..., dict[str, float]]
 
 
 class Net(nn.Module):
-    """[n, 1, 6, 6] -> [n, 3]: convolution, BatchNorm, dropout, two linear layers; and a buffer outside the state_dict."""
+    """[n, 1, 6, 6] -> [n, 3]: convolution, BatchNorm, dropout, linear layers; and a buffer outside the state_dict."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +32,15 @@ class Net(nn.Module):
             self.calls += 1
         x = F.relu(self.norm(self.conv(x))).flatten(1)
         return self.out(self.drop(F.relu(self.fc(x))))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small spend their time waiting for threads, and minutes of it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

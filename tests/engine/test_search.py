@@ -79,9 +79,7 @@ def test_the_users_model_is_never_modified(search: Search, net: nn.Module) -> No
 
 def test_random_states_are_equal_at_the_start_of_every_level(search: Search, make_train: Any) -> None:
     draws: list[tuple[float, float, float]] = []
-    search(
-        train=make_train(watch=lambda m, l: draws.append((float(torch.rand(())), np.random.rand(), random.random())))
-    )
+    search(train=make_train(watch=lambda *_: draws.append((float(torch.rand(())), np.random.rand(), random.random()))))
     assert len(draws) == 4
     assert len(set(draws)) == 1
 
@@ -207,7 +205,7 @@ def test_a_level_model_can_be_copied_deeply(search: Search, make_train: Any, dat
 
 def test_frozen_layers_stay_dense_and_count_in_the_density(search: Search, make_train: Any) -> None:
     kinds: list[type] = []
-    result = search(levels=1, freeze="fc", train=make_train(watch=lambda m, l: kinds.append(type(m.fc))))
+    result = search(levels=1, freeze="fc", train=make_train(watch=lambda model, _: kinds.append(type(model.fc))))
     assert kinds == [nn.Linear, nn.Linear]
     total = 36 + 1728 + 36
     assert result.ticket.density == pytest.approx((1728 + 25 + 31) / total, abs=1e-3)

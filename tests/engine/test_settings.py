@@ -1,0 +1,75 @@
+"""Hyperparameters: every bad value is one clear error that names its keyword."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+import lth_sparse as ls
+from lth_sparse.engine.settings import Settings
+from lth_sparse.errors import ArgumentError, ArgumentTypeError
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "error"),
+    [
+        ("levels", -1, ArgumentError),
+        ("levels", 1.5, ArgumentTypeError),
+        ("levels", True, ArgumentTypeError),
+        ("rate", 1.0, ArgumentError),
+        ("rate", 20, ArgumentError),
+        ("rate", -0.1, ArgumentError),
+        ("rate", float("nan"), ArgumentError),
+        ("rate", "0.2", ArgumentTypeError),
+        ("output_rate", 1.5, ArgumentError),
+        ("rates", [0.1], ArgumentTypeError),
+        ("rates", {"fc": 2}, ArgumentError),
+        ("criterion", "size", ArgumentError),
+        ("scope", "everywhere", ArgumentError),
+        ("scope", 1, ArgumentTypeError),
+        ("granularity", "block", ArgumentError),
+        ("rewind", "soon", ArgumentError),
+        ("one_shot", 1, ArgumentTypeError),
+        ("min_kept", 0, ArgumentError),
+        ("min_kept", 0.5, ArgumentTypeError),
+        ("prune", 3, ArgumentTypeError),
+        ("freeze", [3], ArgumentTypeError),
+        ("controls", 3, ArgumentTypeError),
+        ("control_levels", 3, ArgumentTypeError),
+        ("control_levels", ["last"], ArgumentTypeError),
+        ("layout", "coo", ArgumentError),
+        ("layout", "bsr", ArgumentError),
+        ("seed", -1, ArgumentError),
+        ("seed", "0", ArgumentTypeError),
+        ("reset_parameters", "xavier", ArgumentTypeError),
+    ],
+)
+def test_a_bad_value_names_its_keyword(keyword: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"^{keyword}.*: expected .*, got "):
+        Settings(**{keyword: value})
+
+
+def test_levels_are_fifteen_or_one_for_one_shot() -> None:
+    assert Settings().levels == 15
+    assert Settings(one_shot=True).levels == 1
+
+
+def test_one_shot_with_several_levels_is_refused() -> None:
+    with pytest.raises(
+        ArgumentError, match="levels: expected 1 with one_shot=True, where rate is the final rate, got 5"
+    ):
+        Settings(one_shot=True, levels=5)
+
+
+def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
+    assert Settings(granularity="block:8x8").block == (8, 8)
+    assert Settings(granularity="block:8x8", layout="bsr").block == (8, 8)
+    assert Settings(granularity="block:8x8", layout="csr").block is None
+    assert Settings(granularity="weight").block is None
+
+
+def test_an_unknown_keyword_of_levels_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="levels: expected keywords among .*, got 'level'"):
+        ls.levels(nn.Sequential(nn.Linear(2, 2)), level=3)
