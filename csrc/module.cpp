@@ -12,6 +12,7 @@
 #include "cpu_features.h"
 #include "csr_conv.h"
 #include "csr_linear.h"
+#include "expand.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -138,6 +139,25 @@ void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
   });
 }
 
+void expand(Pointer values, Pointer flat, Pointer dense, int64_t nnz, int64_t numel, int width, int threads) {
+  at_least("nnz", nnz, 0);
+  at_least("numel", numel, nnz);
+  at_least("threads", threads, 1);
+  not_null("dense", dense, numel > 0);
+  not_null("values", values, nnz > 0);
+  not_null("flat", flat, nnz > 0);
+  lth::expand(as<const void>(values), as<const int32_t>(flat), as<void>(dense), nnz, numel, width, threads);
+}
+
+void compress(Pointer dense, Pointer flat, Pointer values, int64_t nnz, int width, int threads) {
+  at_least("nnz", nnz, 0);
+  at_least("threads", threads, 1);
+  not_null("dense", dense, nnz > 0);
+  not_null("values", values, nnz > 0);
+  not_null("flat", flat, nnz > 0);
+  lth::compress(as<const void>(dense), as<const int32_t>(flat), as<void>(values), nnz, width, threads);
+}
+
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -195,6 +215,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
         py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("expand", &expand, no_gil, py::arg("values"), py::arg("flat"), py::arg("dense"), py::arg("nnz"), py::arg("numel"),
+        py::arg("width"), py::arg("threads"));
+  m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("flat"), py::arg("values"), py::arg("nnz"),
+        py::arg("width"), py::arg("threads"));
   m.def("isa", [] { return lth::name_of(lth::current_isa()); });
   m.def("isas", [] { return names_of(lth::runnable_isas()); });
   m.def("set_isa", &lth::set_isa, py::arg("name"));

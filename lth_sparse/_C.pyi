@@ -141,10 +141,19 @@ def csr_conv2d_backward(
 ) -> None:
     """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there, all contiguous.
 
-    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN or
-    infinity in a channel of ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the output that
-    would have read it lies beyond the border.
+    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN
+    or infinity in a channel of ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the
+    output that would have read it lies beyond the border.
     """
+
+def expand(values: int, flat: int, dense: int, nnz: int, numel: int, width: int, threads: int) -> None:
+    """``dense[flat[k]] = values[k]``, zero elsewhere; ``numel`` elements of ``width`` 2, 4 or 8 bytes.
+
+    ``flat`` is int32 and ascends strictly.
+    """
+
+def compress(dense: int, flat: int, values: int, nnz: int, width: int, threads: int) -> None:
+    """``values[k] = dense[flat[k]]``, the reverse of :func:`expand`."""
 
 def isa() -> str:
     """The instruction set in use: ``avx512``, ``avx2`` or ``scalar``. RuntimeError as above."""

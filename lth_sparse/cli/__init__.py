@@ -1,11 +1,11 @@
 """The command `lth-sparse`: find a ticket, convert one, check the installation.
 
-`app` holds the commands and their options, `find`, `convert` and `doctor` do the work. Exit code 0 means success,
+`commands` has their options; `find`, `convert` and `doctor` do the work. Exit code 0 means success,
 1 a user's mistake or a broken installation with one line on stderr, 130 an interrupt.
 """
 
 from __future__ import annotations
 
-from lth_sparse.cli.app import app, main
+from lth_sparse.cli.commands import app, main
 
 __all__ = ["app", "main"]

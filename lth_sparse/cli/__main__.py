@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lth_sparse.cli.app import main
+from lth_sparse.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

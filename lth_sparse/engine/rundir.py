@@ -144,7 +144,7 @@ class RunDirectory:
             used = dict(found["versions"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TicketError(f"{path}: damaged ({error}); {advice}") from error
-        ours = json.loads(canonical_json(self._identity))
+        ours = json.loads(json.dumps(self._identity))
         for part, fields in ours.items():
             for name in [*fields, *(name for name in theirs[part] if name not in fields)]:
                 old, new = theirs[part].get(name, "nothing"), fields.get(name, "nothing")

@@ -8,16 +8,17 @@ to any order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lth_sparse.ops import reference
+from lth_sparse.ops import reference, schemas
 from lth_sparse.ops.schemas import OPS
 
-__all__ = ["conv2d", "linear"]
+__all__ = ["conv2d", "expand", "linear"]
 
 
 class _Linear(torch.autograd.Function):
@@ -85,6 +86,30 @@ class _Conv2d(torch.autograd.Function):
         return _unwrap(found, wanted, 7)
 
 
+class _Expand(torch.autograd.Function):
+    """Linear in ``values``, so each is the other's derivative, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, flat: Tensor, numel: int) -> Tensor:
+        ctx.flat = flat
+        return schemas.expand(values, flat, numel)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Compress.apply(grads[0], ctx.flat), None, None
+
+
+class _Compress(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, flat: Tensor) -> Tensor:
+        ctx.flat, ctx.numel = flat, dense.numel()
+        return schemas.compress(dense, flat)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Expand.apply(grads[0], ctx.flat, ctx.numel), None
+
+
 def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
     """Gradients for all arguments of a forward: the first three where wanted, None for the ``others``."""
     return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *(None,) * others)
@@ -97,6 +122,14 @@ def linear(
     if not torch.is_grad_enabled():
         return OPS[kind].linear(x, values, bias, index, shape)
     return _Linear.apply(x, values, bias, kind, shape, index)
+
+
+def expand(values: Tensor, flat: Tensor, shape: Sequence[int]) -> Tensor:
+    """Dense tensor of ``shape`` with ``values`` at the flat positions, else zero. Differentiable. Checks nothing."""
+    numel = math.prod(shape)
+    if flat.numel() == numel:  # everything is kept, in order
+        return values.view(*shape)
+    return _Expand.apply(values, flat, numel).view(*shape)
 
 
 def conv2d(

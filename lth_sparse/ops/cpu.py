@@ -6,7 +6,7 @@ pointers do not: strides, and whether a kernel exists for the dtype (float32 and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,8 @@ from lth_sparse.ops.library import REFERENCES, implement
 
 __all__: list[str] = []
 
-
-def _has_kernel(dtype: torch.dtype) -> bool:
-    return dtype in KERNEL_DTYPES and not forced_reference()
+#: Expanding and compressing copies elements whatever they mean.
+COPIED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _pointer(tensor: Tensor | None) -> int:
@@ -56,11 +55,11 @@ def _linear_backward(
     dx = _empty(wanted[0], x, x.shape)
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (rows,))
-    dx_strides = dx.stride() if dx is not None else (0, 0)
+    dx_batch, dx_feature = (0, 0) if dx is None else dx.stride()
     _C.csr_linear_backward(
         grad.data_ptr(), x.data_ptr(), values.data_ptr(), _pointer(dx), _pointer(dvalues), _pointer(dbias),
         crow.data_ptr(), col.data_ptr(), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
-        x.shape[0], rows, cols, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), *dx_strides,
+        x.shape[0], rows, cols, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), dx_batch, dx_feature,
         _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return schemas.filled(grad, (dx, dvalues, dbias))
@@ -100,20 +99,45 @@ def _conv2d_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-def _or_reference(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel where it has the dtype of the first argument (``x`` or ``grad``), else the operator's reference."""
+def _expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
+    dense, values = values.new_empty(numel), values.contiguous()
+    _C.expand(
+        values.data_ptr(), flat.data_ptr(), dense.data_ptr(), flat.numel(), numel, values.element_size(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dense
+
+
+def _compress(dense: Tensor, flat: Tensor) -> Tensor:
+    dense = dense.contiguous()
+    values = dense.new_empty(flat.shape)
+    _C.compress(
+        dense.data_ptr(),
+        flat.data_ptr(),
+        values.data_ptr(),
+        flat.numel(),
+        dense.element_size(),
+        torch.get_num_threads(),
+    )
+    return values
+
+
+def _unless_forced(name: str, kernel: Callable[..., Any], dtypes: Container[torch.dtype]) -> Callable[..., Any]:
+    """The kernel where it has the dtype of the first argument, the operator's reference elsewhere or when asked for."""
     reference = REFERENCES[name]
 
     def run(first: Tensor, *rest: Any) -> Any:
-        return (kernel if _has_kernel(first.dtype) else reference)(first, *rest)
+        return (kernel if first.dtype in dtypes and not forced_reference() else reference)(first, *rest)
 
     return run
 
 
-for _name, _kernel in (
-    ("linear_csr", _linear),
-    ("linear_csr_backward", _linear_backward),
-    ("conv2d_csr", _conv2d),
-    ("conv2d_csr_backward", _conv2d_backward),
+for _name, _kernel, _dtypes in (
+    ("linear_csr", _linear, KERNEL_DTYPES),
+    ("linear_csr_backward", _linear_backward, KERNEL_DTYPES),
+    ("conv2d_csr", _conv2d, KERNEL_DTYPES),
+    ("conv2d_csr_backward", _conv2d_backward, KERNEL_DTYPES),
+    ("expand", _expand, COPIED_DTYPES),
+    ("compress", _compress, COPIED_DTYPES),
 ):
-    implement(_name, "CPU", _or_reference(_name, _kernel))
+    implement(_name, "CPU", _unless_forced(_name, _kernel, _dtypes))

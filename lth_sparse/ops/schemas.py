@@ -18,7 +18,7 @@ from torch import Tensor
 from lth_sparse.ops import reference
 from lth_sparse.ops.library import define
 
-__all__ = ["OPS", "OpSet", "conv_output_size"]
+__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "expand"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -154,3 +154,25 @@ def _define(kind: str) -> OpSet:
 
 #: Operators by layout kind. The dense layout needs none: it is torch's own product over a scattered weight.
 OPS: dict[str, OpSet] = {kind: _define(kind) for kind in ("csr", "bsr")}
+
+
+def _expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
+    return values.new_zeros(numel).scatter_(0, flat.to(torch.int64), values)
+
+
+def _fake_expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
+    torch._check(values.shape == flat.shape, lambda: f"values: expected {flat.shape}, got {values.shape}")
+    return values.new_empty(numel)
+
+
+def _compress(dense: Tensor, flat: Tensor) -> Tensor:
+    return dense.reshape(-1).index_select(0, flat)
+
+
+def _fake_compress(dense: Tensor, flat: Tensor) -> Tensor:
+    return dense.new_empty(flat.shape)
+
+
+#: Compact values to a flat dense tensor and back, for the dense layout; ``flat`` ascends strictly.
+expand = define("expand(Tensor values, Tensor flat, int numel) -> Tensor", reference=_expand, fake=_fake_expand)
+compress = define("compress(Tensor dense, Tensor flat) -> Tensor", reference=_compress, fake=_fake_compress)

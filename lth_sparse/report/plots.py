@@ -24,7 +24,8 @@ __all__ = ["accuracy_plot", "early_stop_plot", "seconds_plot"]
 TICKET = "#0072b2"
 DENSE = "#4d4d4d"
 FLOOR = "#a0528a"
-CONTROLS = {"reinit": ("#d55e00", "s"), "shuffled": ("#007a5a", "^")}
+#: Colour, marker, and a factor on x: the controls of one level stand side by side, or one would hide the other.
+CONTROLS = {"reinit": ("#d55e00", "s", 1.02), "shuffled": ("#007a5a", "^", 1 / 1.02)}
 SIZE = (5.0, 3.7)
 #: Percentage points that an accuracy axis spans at least.
 LEAST_SPAN = 2.0
@@ -69,9 +70,9 @@ def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = F
                 axes.axhspan(dense.minimum, dense.maximum, color=DENSE, alpha=0.10, linewidth=0)
         _series(axes, summary.levels, value, TICKET, "o", "ticket")
         for kind in sorted({control.control or "" for control in summary.controls}):
-            colour, marker = CONTROLS.get(kind, ("#000000", "x"))
+            colour, marker, aside = CONTROLS.get(kind, ("#000000", "x", 1.0))
             members = [control for control in summary.controls if control.control == kind]
-            _series(axes, members, value, colour, marker, control_name(kind), line="--")
+            _series(axes, members, value, colour, marker, control_name(kind), line="--", aside=aside)
         if floor and summary.floor is not None:
             axes.axhline(summary.floor, color=FLOOR, linestyle=":", linewidth=1.8, label="floor: no weights left (fit)")
         _percent_axis(axes, [level.percent for level in (*summary.levels, *summary.controls)])
@@ -91,12 +92,18 @@ def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = F
 
 
 def _series(
-    axes: Axes, levels: Sequence[LevelSummary], value: Any, colour: str, marker: str, label: str, line: str = "-"
+    axes: Axes,
+    levels: Sequence[LevelSummary],
+    value: Any,
+    colour: str,
+    marker: str,
+    label: str,
+    line: str = "-",
+    aside: float = 1.0,
 ) -> None:
     """Mean as a line with markers, minimum to maximum as a band, or as bars when there is a single level."""
-    points = [
-        (level.percent, statistic) for level in levels if (statistic := value(level)) is not None and level.percent > 0
-    ]
+    kept = [level for level in levels if level.percent > 0 and value(level) is not None]
+    points = [(level.percent * aside, value(level)) for level in kept]
     if not points:
         return
     x, middle = [point[0] for point in points], [point[1].mean for point in points]

@@ -29,7 +29,7 @@ class Variant:
         return f"{self.isa}-f{8 * self.dtype.itemsize}-i{self.index_bits}-t{self.threads}"
 
 
-# Every instruction set with every type; index widths and threads alternate, since they share no line of code with those.
+# Every instruction set with every type; index widths and threads alternate: they share no line of code with those.
 VARIANTS = [
     Variant(isa, *rest)
     for isa, rest in itertools.product(
@@ -40,7 +40,7 @@ VARIANTS = [
 
 @pytest.fixture(autouse=True)
 def few_threads_for_torch_and_as_many_as_asked_for_here() -> Iterator[None]:
-    """The truth of small problems on one thread, which is faster; kernels share even the smallest work among threads."""
+    """The truth of small problems on one thread, which is faster; kernels share even the smallest work."""
     threads, grain = torch.get_num_threads(), _C.set_thread_grain(1)
     torch.set_num_threads(1)
     yield

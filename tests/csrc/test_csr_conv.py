@@ -1,4 +1,4 @@
-"""csr_conv2d_*: convolutions and their gradients against dense fp64: strides, paddings, dilations, groups of all kinds."""
+"""csr_conv2d_*: convolutions and gradients against dense fp64: strides, paddings, dilations, groups of all kinds."""
 
 from __future__ import annotations
 

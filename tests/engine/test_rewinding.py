@@ -1,4 +1,4 @@
-"""Rewinding to step k and "continue": equal to a run written by hand, optimiser, scheduler and random states included."""
+"""Rewinding to step k and "continue": equal to a run written by hand, optimiser, scheduler and random states too."""
 
 from __future__ import annotations
 

@@ -57,9 +57,7 @@ def test_levels_are_fifteen_or_one_for_one_shot() -> None:
 
 
 def test_one_shot_with_several_levels_is_refused() -> None:
-    with pytest.raises(
-        ArgumentError, match="levels: expected 1 with one_shot=True, where rate is the final rate, got 5"
-    ):
+    with pytest.raises(ArgumentError, match=r"levels: expected 1 with one_shot=True.*got 5"):
         Settings(one_shot=True, levels=5)
 
 
@@ -71,5 +69,5 @@ def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
 
 
 def test_an_unknown_keyword_of_levels_is_refused() -> None:
-    with pytest.raises(ArgumentTypeError, match="levels: expected keywords among .*, got 'level'"):
+    with pytest.raises(ArgumentTypeError, match=r"levels: expected keywords among .*, got 'level'"):
         ls.levels(nn.Sequential(nn.Linear(2, 2)), level=3)

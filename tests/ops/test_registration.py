@@ -14,7 +14,7 @@ import lth_sparse as ls
 from lth_sparse import _C
 from lth_sparse.errors import ArgumentError
 from lth_sparse.formats import BSR, CSR, Layout
-from lth_sparse.ops import backend_of, functional, use_backend
+from lth_sparse.ops import backend_of, functional, schemas, use_backend
 from lth_sparse.ops.schemas import OPS
 
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -54,6 +54,20 @@ def test_opcheck_conv2d(kind: str) -> None:
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn_like(y), x, values, *tail, *geometry, wanted)
         torch.library.opcheck(OPS[kind].conv2d_backward, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_expand_and_compress_are_exact_and_pass_opcheck(density: float, dtype: torch.dtype) -> None:
+    mask = torch.rand(301, 299) < density
+    flat = mask.flatten().nonzero()[:, 0].to(torch.int32)
+    dense = torch.randn(mask.shape).to(dtype) * mask
+    values = dense[mask]
+    assert torch.equal(schemas.expand(values, flat, mask.numel()), dense.flatten())
+    assert torch.equal(schemas.compress(dense, flat), values)
+    torch.library.opcheck(schemas.expand, (values, flat, mask.numel()), test_utils=CHECKS)
+    torch.library.opcheck(schemas.compress, (dense, flat), test_utils=CHECKS)
 
 
 class Small(nn.Module):

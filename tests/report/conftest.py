@@ -34,7 +34,7 @@ def record() -> MakeRecord:
 
 @pytest.fixture
 def search(record: MakeRecord) -> MakeSearch:
-    """search(accuracies per level, controls={"reinit": accuracy}, ...): `seeds` seeds whose accuracies lie 0.001 apart."""
+    """search(accuracies per level, controls={"reinit": accuracy}, ...): the accuracies of the seeds lie 0.001 apart."""
 
     def make(
         accuracies: list[float],

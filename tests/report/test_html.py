@@ -148,5 +148,5 @@ def test_both_files_are_written(report: Report, tmp_path: Path) -> None:
 
 
 def test_an_unwritable_directory_is_one_clear_error(report: Report, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot write .*report.json"):
+    with pytest.raises(RunError, match=r"cannot write .*report\.json"):
         write_report(tmp_path / "missing", report)

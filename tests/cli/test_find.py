@@ -1,0 +1,210 @@
+"""`lth-sparse find` from the command line to its report, and everything that may go wrong before and during it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lth_sparse.cli import find
+from lth_sparse.cli.find import Options, command_line, preset_of
+from lth_sparse.engine import Ticket
+from lth_sparse.errors import ArgumentError
+from lth_sparse.paper import PRESETS
+
+Run = Callable[..., Any]
+
+
+def facts_of(directory: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def test_succeeds_and_names_ticket_and_report(finished: tuple[Path, Any]) -> None:
+    directory, outcome = finished
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"Report: {directory / 'report.html'}" in outcome.out
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("Ticket: ")]
+    assert Ticket.load(line.removeprefix("Ticket: ")).level == 1
+
+
+def test_prints_a_table_for_each_seed_and_the_verdict(finished: tuple[Path, Any]) -> None:
+    text = finished[1].out
+    for words in ("Seed 0 (1 of 2)", "Seed 1 (2 of 2)", "weights left", "speed-up", "Verdict (mean over 2 seeds"):
+        assert words in text
+
+
+def test_output_that_is_no_terminal_has_no_control_characters(finished: tuple[Path, Any]) -> None:
+    assert not any(character < " " and character != "\n" for character in finished[1].out)
+
+
+def test_each_training_is_one_line_of_a_log(finished: tuple[Path, Any]) -> None:
+    lines = [line for line in finished[1].out.splitlines() if line.startswith("[")]
+    assert len(lines) == 2 * (2 + 2)
+    assert lines[-1].startswith("[8/8] seed 1, level 1 shuffled mask: 80.0% left, test acc. ")
+
+
+def test_report_agrees_with_the_tickets(finished: tuple[Path, Any]) -> None:
+    directory, _ = finished
+    trainings = facts_of(directory)["trainings"]
+    assert len(trainings) == 8
+    for training in trainings:
+        stem = f"level_{training['level']:02d}"
+        if training["control"]:
+            stem = f"control_{training['level']:02d}_{training['control']}"
+        ticket = Ticket.load(directory / f"seed_{training['seed']}" / f"{stem}.safetensors")
+        assert training["density"] == ticket.density
+        assert training["accuracy"] == ticket.metrics["test_acc"]
+
+
+def test_report_repeats_the_command(finished: tuple[Path, Any]) -> None:
+    directory, _ = finished
+    assert facts_of(directory)["command"] == (
+        f"lth-sparse find lenet --quick --levels 1 --seeds 2 --iterations 6 --output {directory} --threads 1"
+    )
+
+
+def test_page_is_beside_it(finished: tuple[Path, Any]) -> None:
+    text = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 3
+    assert "src=" not in text
+
+
+def test_a_finished_run_is_shown_again_without_training(
+    finished: tuple[Path, Any], find_tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, outcome = finished
+    before = facts_of(directory)["trainings"]
+    monkeypatch.setattr("lth_sparse.cli.find.make_train", lambda *_, **__: pytest.fail)
+    again = find_tiny("--seeds", 2, "--output", directory)
+    assert again.code == 0
+    assert again.out.count("found finished") == 8
+    assert facts_of(directory)["trainings"] == before
+    assert again.out.splitlines()[-1] == outcome.out.splitlines()[-1]
+
+
+def test_no_controls_trains_none(find_tiny: Run, tmp_path: Path) -> None:
+    outcome = find_tiny("--seeds", 1, "--no-controls", "--rate", "0.5", "--output", tmp_path)
+    assert outcome.code == 0
+    facts = facts_of(tmp_path)
+    assert facts["controls"] == []
+    assert facts["hyperparameters"]["rates"] == "all layers 0.5, output layer 0.25"
+    assert "No control was trained" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["resnet"], "model: expected one of lenet, conv2"),
+        (["--dataset", "imagenet"], "dataset: expected"),
+        (["--scope", "galaxy"], "scope: expected"),
+        (["--rewind", "yesterday"], "rewind: expected"),
+        (["--layout", "coo"], "layout: expected"),
+        (["--rate", "1.5"], "rate: expected"),
+        (["--dataset", "mnist"], "mnist"),
+        (["--dataset", "digits", "--data", "/"], "directory: expected none"),
+        (["conv2", "--data", "/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+    output = tmp_path / "run"
+    outcome = run("find", *words, "--output", output)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert said in outcome.err
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_made_is_one_line(find_tiny: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = find_tiny("--output", tmp_path / "file" / "run")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "cannot make the run directory" in outcome.err
+
+
+def test_other_settings_in_the_same_directory_are_refused(finished: tuple[Path, Any], run: Run) -> None:
+    outcome = run("find", "lenet", "--quick", "--iterations", 7, "--levels", 1, "--output", finished[0])
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "holds a run with iterations 6, but 7 was asked for" in outcome.err
+
+
+def copy_of(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["find.json", "seed_0/run.json", "seed_0/level_01.safetensors"])
+def test_a_damaged_file_of_the_run_is_named(
+    finished: tuple[Path, Any], find_tiny: Run, tmp_path: Path, name: str
+) -> None:
+    directory = copy_of(finished, tmp_path)
+    (directory / name).write_bytes((directory / name).read_bytes()[:40])
+    outcome = find_tiny("--seeds", 2, "--output", directory)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert str(directory / name) in outcome.err
+
+
+def test_an_interrupt_is_130_and_says_how_to_go_on(
+    find_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(find, "find_ticket", interrupted)
+    outcome = find_tiny("--output", tmp_path)
+    assert outcome.code == 130
+    assert outcome.err == (
+        "lth-sparse: stopped; go on with: lth-sparse find lenet --quick --levels 1 --iterations 6 "
+        f"--output {tmp_path} --threads 1\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT")
+def test_control_c_in_the_middle_of_training_leaves_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lth_sparse.cli", "find", "--iterations", "1000000", "--threads", "1"]
+    with subprocess.Popen(
+        [*command, "--output", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while not (tmp_path / "run" / "seed_0" / "start.safetensors").exists():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("\n") == 1
+    assert err.startswith("lth-sparse: stopped; go on with: lth-sparse find lenet ")
+
+
+@pytest.mark.parametrize(
+    ("options", "dataset"),
+    [
+        (Options(), "digits"),
+        (Options(data=Path("x")), "mnist"),
+        (Options(model="conv2", data=Path("x")), "cifar10"),
+        (Options(model="conv2", dataset="mnist", data=Path("x")), "mnist"),
+        (Options(model="conv2", quick=True), "digits"),
+    ],
+)
+def test_the_data_set_follows_from_the_options(options: Options, dataset: str) -> None:
+    assert preset_of(options).dataset == dataset
+
+
+def test_options_override_the_preset() -> None:
+    preset = preset_of(Options(quick=True, levels=3, iterations=12))
+    assert (preset.levels, preset.iterations, preset.batch) == (3, 12, PRESETS["lenet"].batch)
+
+
+def test_an_unknown_model_lists_the_known() -> None:
+    with pytest.raises(ArgumentError, match="lenet, conv2, conv4, conv6"):
+        preset_of(Options(model="vgg"))
+
+
+def test_command_line_quotes_what_a_shell_would_split() -> None:
+    options = Options(controls=False, rate=0.3, output=Path("my runs"))
+    assert command_line(options) == "lth-sparse find lenet --rate 0.3 --no-controls --output 'my runs'"
