@@ -59,16 +59,14 @@ def content_hash(kind: str, tensors: Mapping[str, Tensor], content: Any) -> str:
     return digest.hexdigest()
 
 
-def write(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], content: Any, digest: str | None = None
-) -> str:
-    """Write the file, completely or not at all, and return its content hash (``digest``, when it is known already).
+def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], content: Any) -> str:
+    """Write the file, completely or not at all, and return its content hash.
 
     Raises:
         RunError: the file cannot be written.
         ArgumentError: ``content`` has no JSON form.
     """
-    digest = digest or content_hash(kind, tensors, content)
+    digest = content_hash(kind, tensors, content)
     text = canonical_json({"format": FORMAT, "kind": kind, "content": content, "hash": digest})
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(path, save(ready, {ENTRY: text}))

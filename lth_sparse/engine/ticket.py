@@ -18,7 +18,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ class Ticket:
         """Share of the weights that are kept; P_m of the paper is 100 times this."""
         return self.masks.density
 
-    @cached_property
+    @property
     def hash(self) -> str:
         """sha256 of the content, in hexadecimal."""
         return container.content_hash(KIND, self._tensors(), self._content())
@@ -147,7 +146,7 @@ class Ticket:
         Raises:
             RunError: it cannot be written (full disk, missing or read-only directory).
         """
-        container.write(path, KIND, self._tensors(), self._content(), self.hash)
+        container.write(path, KIND, self._tensors(), self._content())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
@@ -157,13 +156,11 @@ class Ticket:
             TicketError: missing, damaged, truncated, no ticket, or from a newer version; the message says which, and
                 what to do.
         """
-        tensors, content, digest = container.read(path, KIND)
+        tensors, content, _ = container.read(path, KIND)
         try:
-            ticket = cls._from_content(tensors, content)
+            return cls._from_content(tensors, content)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TicketError(f"{path}: its parts do not fit together ({error}); make the ticket again") from error
-        ticket.__dict__["hash"] = digest  # verified by read()
-        return ticket
 
     @classmethod
     def _from_content(cls, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> Ticket:

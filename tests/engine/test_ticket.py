@@ -53,6 +53,14 @@ def test_saving_twice_gives_the_same_bytes(ticket: Ticket, path: Path) -> None:
     assert path.read_bytes() == path.with_name("again").read_bytes() == path.with_name("reloaded").read_bytes()
 
 
+def test_a_ticket_with_a_note_added_is_saved_whole(ticket: Ticket, tmp_path: Path) -> None:
+    before = ticket.hash
+    ticket.metrics["robustness"] = 0.5
+    ticket.save(tmp_path / "t")
+    assert Ticket.load(tmp_path / "t").metrics["robustness"] == 0.5
+    assert Ticket.load(tmp_path / "t").hash == ticket.hash != before
+
+
 def test_the_file_is_plain_safetensors_and_holds_the_mask(ticket: Ticket, path: Path) -> None:
     tensors = load(path.read_bytes())
     assert tensors["mask/fc.weight"].dtype == torch.uint8
