@@ -65,28 +65,41 @@ Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t 
   }
 }
 
-RowTiling tile_rows(int64_t n, int64_t positions, int64_t vector_lanes, int64_t widest_tile) {
+RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_lanes, int64_t widest_tile) {
   RowTiling best{};
-  double best_cost = 0;
   for (int64_t images = 1; images <= 8 * vector_lanes; images *= 2) {
     RowTiling t;
     t.images = images;
     t.blocks = ceil_div(n, images);
-    const int64_t vectors = ceil_div(positions * images, vector_lanes);
+    const int64_t vectors = std::max<int64_t>(1, ceil_div(positions * images, vector_lanes));
     t.strips = ceil_div(vectors, widest_tile);
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.row_lanes = t.strips * t.lanes;
-    // In multiply-adds for each non-zero: a strip costs its registers and some two more for the offset and the value. Fewer
-    // images than lanes make most loads straddle cache lines; more than needed make neighbouring pixels lie further apart.
-    const double straddle = images < vector_lanes ? 1.6 : 1.0;
-    const double cost = static_cast<double>(t.blocks * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) *
-                        (images > vector_lanes ? 1.05 : 1.0);
-    if (best.images == 0 || cost < best_cost) {
-      best = t;
-      best_cost = cost;
-    }
+    // A strip costs its registers and some 1.5 more for the offset and the value. More images than a vector has lanes make
+    // neighbouring pixels lie further apart; with one image there is nothing to transpose.
+    const double straddle = shifts && images < vector_lanes ? 1.6 : 1.0;
+    const double packing = images > vector_lanes ? 1.05 : images == 1 ? 0.75 : 1.0;
+    t.cost = static_cast<double>(t.blocks * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) * packing;
+    if (best.images == 0 || t.cost < best.cost) best = t;
     if (images >= n) break;
+  }
+  return best;
+}
+
+ConvSizes join_rows(const ConvSizes& s, int64_t vector_lanes, int64_t widest_tile) {
+  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+  if (!pointwise) return s;
+  ConvSizes best = s;
+  double best_cost = 0;
+  for (int64_t joined = 1; joined <= s.height; ++joined) {
+    if (s.height % joined != 0 || (joined > 1 && joined * s.width > 32 * vector_lanes)) continue;
+    const RowTiling t = tile_rows(s.n, joined * s.width, false, vector_lanes, widest_tile);
+    const double cost = t.cost * static_cast<double>(s.height / joined);
+    if (joined > 1 && cost >= best_cost) continue;
+    best_cost = cost;
+    best.height = best.out_h = s.height / joined;
+    best.width = best.out_w = s.width * joined;
   }
   return best;
 }

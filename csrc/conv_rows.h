@@ -15,6 +15,15 @@ struct RowMap {
   int64_t lead, first, step, count;
 };
 
+// Asks for `count` elements of each image before they are needed. The images of a tensor lie far apart, often at a power of two:
+// no hardware prefetcher follows that, and packing would wait for memory once for every row of every image.
+template <bool kWrite, class T>
+void prefetch(const T* p, int64_t image_pitch, int64_t live, int64_t count) {
+  for (int64_t i = 0; i < live; ++i) {
+    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i * image_pitch + j, kWrite ? 1 : 0);
+  }
+}
+
 // packed[column * images + i] for packed columns up to row_lanes / images. `src`: the row in image 0; image i is i * image_pitch
 // further; `live` images exist, the others are zero. `width` real columns; temporary: width * images elements if step > 1.
 template <class T>

@@ -18,11 +18,13 @@ constexpr int64_t kChannelCost = 4;        // of a virtual input channel, in non
 constexpr int64_t kBandBytes = 512 << 10;
 constexpr int64_t kBlockBytes = 32 << 10;  // of dy that one block of output channels may touch: most of an L1 cache
 constexpr int64_t kBlockNonZeros = 8;      // fewer for each channel and block are not worth reloading x and dx
+constexpr int64_t kSerialNonZeros = 1 << 16;  // up to here one thread sorts: quicker than waiting for each other three times
 
 struct Backward {
   Geometry g;
   RowTiling t;
-  int64_t dy_pitch;      // packed columns in a row of one output channel
+  int64_t dy_pitch;      // elements in a packed row of one output channel
+  int64_t unit;          // of the offsets: one pixel of all images, or a whole row where no tap moves along it
   int64_t dy_row, x_row;  // elements in a row of all output channels, of all virtual input channels
   int64_t band;          // virtual input rows
   int64_t block_channels, blocks;  // output channels of a group that are processed together
@@ -31,10 +33,13 @@ struct Backward {
 
   Backward(const ConvSizes& s, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
     const Range u = g.x.any;
-    t = tile_rows(s.n, u.end - u.begin, vector_lanes, widest);
-    dy_pitch = g.x.max_shift + ceil_div(t.row_lanes, t.images);
-    if (dy_pitch * t.images * bytes % 512 == 0) ++dy_pitch;  // power-of-two pitches would put all channels into few cache sets
-    dy_row = s.out_channels * dy_pitch * t.images;
+    const bool shifts = g.x.max_shift > 0;
+    t = tile_rows(s.n, u.end - u.begin, shifts, vector_lanes, widest);
+    const int64_t grain = shifts ? t.images : round_up(t.images, vector_lanes);
+    dy_pitch = round_up(g.x.max_shift * t.images + t.row_lanes, grain);
+    if (dy_pitch * bytes % 512 == 0) dy_pitch += grain;  // power-of-two pitches would put all channels into few cache sets
+    unit = shifts ? t.images : dy_pitch;
+    dy_row = s.out_channels * dy_pitch;
     x_row = g.virtual_channels * t.row_lanes;
     band = (kBandBytes / bytes - g.y.max_shift * dy_row) / std::max<int64_t>(1, dy_row + x_row);
     band = std::min(std::max(band, std::max<int64_t>(1, g.y.max_shift)), std::max<int64_t>(1, g.y.any.end - g.y.any.begin));
@@ -71,7 +76,7 @@ std::vector<Column> columns_of(const ConvSizes& s, const Backward& b) {
       for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
         const int64_t up = b.g.y.max_shift - b.g.y.shift[static_cast<size_t>(ky)];
         const int64_t left = b.g.x.max_shift - b.g.x.shift[static_cast<size_t>(kx)];
-        result.push_back({static_cast<int32_t>(c * b.g.phases + b.g.phase_of(ky, kx)), up * s.out_channels * b.dy_pitch + left});
+        result.push_back({static_cast<int32_t>(c * b.g.phases + b.g.phase_of(ky, kx)), (up * b.dy_row + left * b.t.images) / b.unit});
       }
     }
   }
@@ -81,7 +86,7 @@ std::vector<Column> columns_of(const ConvSizes& s, const Backward& b) {
 // The non-zeros sorted by (block of output channels, virtual channel), and within those by output channel.
 template <class T, class Offset>
 struct Sorted {
-  Offset* offset;     // into dy, in units of `images` elements
+  Offset* offset;     // into dy, in units
   T* values;          // null when dx is not wanted
   int32_t* source;    // position in CSR order
   int32_t* pointers;  // [blocks * virtual channels + 1]
@@ -124,7 +129,7 @@ void sort(const ConvSizes& s, const Backward& b, const std::vector<Column>& colu
     for (int64_t k = crow[r]; k < crow[r + 1]; ++k) {
       const Column& column = columns[static_cast<size_t>(col[k])];
       const int32_t position = bucket[column.channel]++;
-      to.offset[position] = static_cast<Offset>(column.offset + r * b.dy_pitch);
+      to.offset[position] = static_cast<Offset>(column.offset + r * b.dy_pitch / b.unit);
       to.source[position] = static_cast<int32_t>(k);
       if (to.values != nullptr) to.values[position] = values[k];
     }
@@ -180,15 +185,18 @@ struct Worker {
   int64_t image, live;
 
   void pack_dy(int64_t from, int64_t to, T* packed) {  // rows of dy, those outside of it as zeros
-    const int64_t row_lanes = b.dy_pitch * b.t.images;
     for (int64_t o = 0; o < s.out_channels; ++o) {
       const T* const plane = grad + (image * s.out_channels + o) * s.out_h * s.out_w;
+      if (o + 1 < s.out_channels) {
+        const int64_t first = std::max<int64_t>(from, 0), last = std::min(to, s.out_h);
+        prefetch<false>(plane + (s.out_h + first) * s.out_w, s.out_channels * s.out_h * s.out_w, live, (last - first) * s.out_w);
+      }
       for (int64_t row = from; row < to; ++row) {
-        T* const p = packed + (row - from) * b.dy_row + o * row_lanes;
+        T* const p = packed + (row - from) * b.dy_row + o * b.dy_pitch;
         if (row < 0 || row >= s.out_h) {
-          std::memset(p, 0, static_cast<size_t>(row_lanes) * sizeof(T));
+          std::memset(p, 0, static_cast<size_t>(b.dy_pitch) * sizeof(T));
         } else {
-          pack_row(k, plane + row * s.out_w, s.out_channels * s.out_h * s.out_w, live, b.t.images, b.dy_map, p, row_lanes, temporary);
+          pack_row(k, plane + row * s.out_w, s.out_channels * s.out_h * s.out_w, live, b.t.images, b.dy_map, p, b.dy_pitch, temporary);
         }
       }
     }
@@ -198,6 +206,10 @@ struct Worker {
     const Geometry& g = b.g;
     for (int64_t c = channels.begin; c < channels.end; ++c) {
       const T* const plane = x + (image * s.channels + c) * s.height * s.width;
+      if (c + 1 < channels.end) {
+        const int64_t first = std::max<int64_t>(0, top * g.y.stride - g.y.pad), last = std::min(s.height, (top + rows) * g.y.stride - g.y.pad);
+        prefetch<false>(plane + (s.height + first) * s.width, s.channels * s.height * s.width, live, (last - first) * s.width);
+      }
       for (int64_t v = top; v < top + rows; ++v) {
         T* p = packed_x + (v - top) * b.x_row + c * g.phases * b.t.row_lanes;
         for (int64_t fy = 0; fy < g.y.phases(); ++fy) {
@@ -226,10 +238,10 @@ struct Worker {
         const int32_t* const begin = sorted.pointers + block * g.virtual_channels + first;
         if (dw != nullptr) {
           (dx != nullptr ? ops.backward : ops.sddmm)[t.tile](
-              {packed_x + row_in_band * b.x_row + first * t.row_lanes + strip * t.lanes, t.row_lanes, dy, sorted.offset, t.images,
+              {packed_x + row_in_band * b.x_row + first * t.row_lanes + strip * t.lanes, t.row_lanes, dy, sorted.offset, b.unit,
                sorted.values, begin, begin + 1, count, block > 0, out, t.row_lanes, dw});
         } else {
-          ops.spmm[t.tile]({dy, sorted.offset, t.images, sorted.values, begin, begin + 1, count, nullptr, block > 0, out, t.row_lanes});
+          ops.spmm[t.tile]({dy, sorted.offset, b.unit, sorted.values, begin, begin + 1, count, nullptr, block > 0, out, t.row_lanes});
         }
       }
     }
@@ -240,6 +252,9 @@ struct Worker {
     for (int64_t fy = 0; fy < g.y.phases(); ++fy) {
       if (!g.y.is_inside(v, fy)) continue;
       for (int64_t c = channels.begin; c < channels.end; ++c) {
+        if (c + 1 < channels.end) {
+          prefetch<true>(dx + ((image * s.channels + c + 1) * s.height + g.y.real(v, fy)) * s.width, s.channels * s.height * s.width, live, s.width);
+        }
         unpack_row(k, packed_dx + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes, b.t.row_lanes, b.maps.data(), g.x.phases(), live,
                    b.t.images, dx + ((image * s.channels + c) * s.height + g.y.real(v, fy)) * s.width,
                    s.channels * s.height * s.width, s.width, temporary);
@@ -274,11 +289,13 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const T* gr
   const Sorted<T, Offset> sorted{scratch.at<Offset>(offset_at), dx != nullptr ? scratch.at<T>(values_at) : nullptr,
                                  scratch.at<int32_t>(source_at), scratch.at<int32_t>(pointers_at), scratch.at<int32_t>(counts_at)};
 
+  const bool gradients = dw || dx != nullptr, serial = nnz <= kSerialNonZeros;
+  if (gradients && serial) sort(s, b, columns, crow, col, values, sorted, 0, 1);
   parallel(threads, [&](int thread, int team) {
     if (dbias != nullptr) bias_gradient(s, k, grad, dbias, thread, team);
-    if (!dw && dx == nullptr) return;
+    if (!gradients) return;
     if (dx != nullptr) clear_unread_rows(s, g, dx, thread, team);
-    sort(s, b, columns, crow, col, values, sorted, thread, team);
+    if (!serial) sort(s, b, columns, crow, col, values, sorted, thread, team);
 
     Grid grid = split_team(team, b.t.blocks * height);
     if (b.blocks > 1) grid = {team, 1};  // with blocks the pointers no longer say where to cut the channels
@@ -329,8 +346,11 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const T* gr
 }  // namespace
 
 template <class T, class Index>
-void csr_conv2d_backward(const ConvSizes& s, const T* grad, const T* x, const T* values, T* dx, T* dvalues, T* dbias,
+void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const T* values, T* dx, T* dvalues, T* dbias,
                          const int32_t* crow, const Index* col, int threads) {
+  const Kernels<T>& k = kernels<T>();
+  const int64_t widest = dvalues != nullptr ? k.backward_tile : k.spmm_tile;
+  const ConvSizes s = join_rows(sizes, k.lanes, widest);
   const int64_t nnz = crow[s.out_channels];
   if (s.n == 0 || s.out_channels == 0 || s.channels == 0 || s.out_h == 0 || s.out_w == 0) {
     if (dx != nullptr) std::memset(dx, 0, static_cast<size_t>(s.n * s.channels * s.height * s.width) * sizeof(T));
@@ -338,12 +358,11 @@ void csr_conv2d_backward(const ConvSizes& s, const T* grad, const T* x, const T*
     if (dbias != nullptr && s.channels > 0) std::memset(dbias, 0, static_cast<size_t>(s.out_channels) * sizeof(T));
     if (s.channels > 0 || dbias == nullptr) return;
   }
-  const Kernels<T>& k = kernels<T>();
-  const Backward b(s, nnz, k.lanes, dvalues != nullptr ? k.backward_tile : k.spmm_tile, sizeof(T));
+  const Backward b(s, nnz, k.lanes, widest, sizeof(T));
   const double work = static_cast<double>(nnz + kChannelCost * b.g.virtual_channels) *
                       static_cast<double>(b.t.blocks * b.t.row_lanes * (b.g.y.any.end - b.g.y.any.begin));
   threads = useful_threads(threads, 2 * work);
-  const int64_t span = (b.g.y.max_shift + 1) * s.out_channels * b.dy_pitch;
+  const int64_t span = (b.g.y.max_shift + 1) * b.dy_row / b.unit;
   if (span <= 65536) run<T, Index, uint16_t>(s, b, k, grad, x, values, dx, dvalues, dbias, crow, col, threads);
   else run<T, Index, int32_t>(s, b, k, grad, x, values, dx, dvalues, dbias, crow, col, threads);
 }

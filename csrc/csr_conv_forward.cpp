@@ -16,11 +16,13 @@ constexpr int64_t kRowCost = 4;          // of an output channel, in non-zeros
 constexpr int64_t kBandBytes = 512 << 10;
 constexpr int64_t kBlockBytes = 32 << 10;  // of input that one block of the reduction may touch: most of an L1 cache
 constexpr int64_t kBlockNonZeros = 8;      // fewer for each row and block are not worth reloading the accumulators
+constexpr int64_t kSerialNonZeros = 1 << 16;  // up to here one thread places them: quicker than waiting for each other
 
 struct Forward {
   Geometry g;
   RowTiling t;
-  int64_t pitch;       // packed columns in a row of one virtual channel
+  int64_t pitch;       // elements in a packed row of one virtual channel
+  int64_t unit;        // of the offsets: one pixel of all images, or a whole row where no tap moves along it
   int64_t row_elements;  // of all virtual channels
   int64_t band;        // output rows
   int64_t block_cols;  // columns of the weight in one block of the reduction
@@ -28,10 +30,13 @@ struct Forward {
   std::vector<RowMap> maps;  // by x phase
 
   Forward(const ConvSizes& s, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
-    t = tile_rows(s.n, s.out_w, vector_lanes, widest);
-    pitch = s.out_w + g.x.max_shift;
-    if (pitch * t.images * bytes % 512 == 0) ++pitch;  // power-of-two pitches would put all channels into few cache sets
-    row_elements = g.virtual_channels * pitch * t.images;
+    const bool shifts = g.x.max_shift > 0;
+    t = tile_rows(s.n, s.out_w, shifts, vector_lanes, widest);
+    const int64_t grain = shifts ? t.images : round_up(t.images, vector_lanes);
+    pitch = round_up((s.out_w + g.x.max_shift) * t.images, grain);
+    if (pitch * bytes % 512 == 0) pitch += grain;  // power-of-two pitches would put all channels into few cache sets
+    unit = shifts ? t.images : pitch;
+    row_elements = g.virtual_channels * pitch;
     band = std::max(kBandBytes / std::max<int64_t>(1, row_elements * bytes) - g.y.max_shift, std::max<int64_t>(1, 2 * g.y.max_shift));
     band = std::min(band, s.out_h);
 
@@ -50,14 +55,14 @@ struct Forward {
     }
   }
 
-  // Offset of a non-zero in units of `images` elements, from the strip of its output: by column of a group's weight.
+  // Offset of a non-zero from the strip of its output, in units: by column of a group's weight.
   std::vector<int64_t> offsets(const ConvSizes& s) const {
     std::vector<int64_t> result;
     for (int64_t c = 0; c < s.channels / s.groups; ++c) {
       for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
         for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
           const int64_t row = g.y.shift[static_cast<size_t>(ky)] * g.virtual_channels + c * g.phases + g.phase_of(ky, kx);
-          result.push_back(row * pitch + g.x.shift[static_cast<size_t>(kx)]);
+          result.push_back((row * pitch + g.x.shift[static_cast<size_t>(kx)] * t.images) / unit);
         }
       }
     }
@@ -71,7 +76,7 @@ void place(const ConvSizes& s, const Forward& f, const std::vector<int64_t>& by_
            Offset* offset, int32_t* pointers) {
   const int64_t group_rows = s.out_channels / s.groups;
   for (int64_t r = rows.begin; r < rows.end; ++r) {
-    const int64_t base = r / group_rows * (s.channels / s.groups) * f.g.phases * f.pitch;
+    const int64_t base = r / group_rows * (s.channels / s.groups) * f.g.phases * f.pitch / f.unit;
     int64_t k = crow[r];
     for (int64_t block = 0; block < f.blocks; ++block) {
       pointers[block * s.out_channels + r] = static_cast<int32_t>(k);
@@ -101,15 +106,19 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const std::v
   Offset* const offset = scratch.at<Offset>(offset_at);
   int32_t* const pointers = scratch.at<int32_t>(pointers_at);
 
+  const bool serial = nnz <= kSerialNonZeros;
+  if (serial) place(s, f, by_col, crow, col, {0, s.out_channels}, offset, pointers);
   parallel(threads, [&](int thread, int team) {
     T* const in = scratch.at<T>(in_at, band_elements, thread);
     T* const out = scratch.at<T>(out_at, s.out_channels * t.row_lanes, thread);
     T* const temporary = scratch.at<T>(temporary_at, s.width * t.images, thread);
     const int64_t weight = nnz + kRowCost * s.out_channels;
     const auto channel_at = [&](int part, int parts) { return row_at(crow, s.out_channels, kRowCost, weight * part / parts); };
-    place(s, f, by_col, crow, col, {channel_at(thread, team), channel_at(thread + 1, team)}, offset, pointers);
     std::memset(in + (f.band + g.y.max_shift) * f.row_elements, 0, static_cast<size_t>(t.row_lanes) * sizeof(T));
-    barrier(team);
+    if (!serial) {
+      place(s, f, by_col, crow, col, {channel_at(thread, team), channel_at(thread + 1, team)}, offset, pointers);
+      barrier(team);
+    }
 
     const Grid grid = split_team(team, t.blocks * s.out_h);
     const int part = thread % grid.channels;
@@ -128,16 +137,21 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const std::v
       packed_until = top + rows + g.y.max_shift;
       for (int64_t c = 0; c < s.channels; ++c) {
         const T* const plane = x + (image * s.channels + c) * s.height * s.width;
+        if (c + 1 < s.channels) {
+          const int64_t from = std::max<int64_t>(0, (top + kept) * g.y.stride - g.y.pad);
+          const int64_t to = std::min<int64_t>(s.height, packed_until * g.y.stride - g.y.pad);
+          prefetch<false>(plane + s.height * s.width + from * s.width, s.channels * s.height * s.width, live, (to - from) * s.width);
+        }
         for (int64_t v = top + kept; v < packed_until; ++v) {
           for (int64_t fy = 0; fy < g.y.phases(); ++fy) {
-            T* const to = in + (v - top) * f.row_elements + (c * g.phases + fy * g.x.phases()) * f.pitch * t.images;
+            T* const to = in + (v - top) * f.row_elements + (c * g.phases + fy * g.x.phases()) * f.pitch;
             if (!g.y.is_inside(v, fy)) {
-              std::memset(to, 0, static_cast<size_t>(g.x.phases() * f.pitch * t.images) * sizeof(T));
+              std::memset(to, 0, static_cast<size_t>(g.x.phases() * f.pitch) * sizeof(T));
               continue;
             }
             for (int64_t fx = 0; fx < g.x.phases(); ++fx) {
               pack_row(k, plane + g.y.real(v, fy) * s.width, s.channels * s.height * s.width, live, t.images,
-                       f.maps[static_cast<size_t>(fx)], to + fx * f.pitch * t.images, f.pitch * t.images, temporary);
+                       f.maps[static_cast<size_t>(fx)], to + fx * f.pitch, f.pitch, temporary);
             }
           }
         }
@@ -146,12 +160,15 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const std::v
         for (int64_t strip = 0; strip < t.strips; ++strip) {
           for (int64_t b = 0; b < f.blocks; ++b) {
             const int32_t* const begin = pointers + b * s.out_channels + channels.begin;
-            spmm({in + (row - top) * f.row_elements + strip * t.lanes, offset, t.images, values, begin, begin + s.out_channels,
+            spmm({in + (row - top) * f.row_elements + strip * t.lanes, offset, f.unit, values, begin, begin + s.out_channels,
                   channels.end - channels.begin, bias == nullptr ? nullptr : bias + channels.begin, b > 0,
                   out + channels.begin * t.row_lanes + strip * t.lanes, t.row_lanes});
           }
         }
         for (int64_t o = channels.begin; o < channels.end; ++o) {
+          if (o + 1 < channels.end) {
+            prefetch<true>(y + ((image * s.out_channels + o + 1) * s.out_h + row) * s.out_w, s.out_channels * s.out_h * s.out_w, live, s.out_w);
+          }
           k.transpose(out + o * t.row_lanes, t.images, s.out_w, live, y + ((image * s.out_channels + o) * s.out_h + row) * s.out_w,
                       s.out_channels * s.out_h * s.out_w, s.out_w);
         }
@@ -164,16 +181,17 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const std::v
 }  // namespace
 
 template <class T, class Index>
-void csr_conv2d_forward(const ConvSizes& s, const T* x, const T* values, const T* bias, T* y, const int32_t* crow, const Index* col,
+void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow, const Index* col,
                         int threads) {
-  if (s.n == 0 || s.out_channels == 0 || s.out_h == 0 || s.out_w == 0) return;
+  if (sizes.n == 0 || sizes.out_channels == 0 || sizes.out_h == 0 || sizes.out_w == 0) return;
   const Kernels<T>& k = kernels<T>();
+  const ConvSizes s = join_rows(sizes, k.lanes, k.spmm_tile);
   const int64_t nnz = crow[s.out_channels];
   const Forward f(s, nnz, k.lanes, k.spmm_tile, sizeof(T));
   const double work = static_cast<double>(nnz + kRowCost * s.out_channels) * static_cast<double>(f.t.blocks * s.out_h * f.t.row_lanes);
   threads = useful_threads(threads, work);
   const std::vector<int64_t> by_col = f.offsets(s);
-  const int64_t span = (f.g.y.max_shift + 1) * f.row_elements / f.t.images;
+  const int64_t span = (f.g.y.max_shift + 1) * f.row_elements / f.unit;
   if (span <= 65536) run<T, Index, uint16_t>(s, f, k, by_col, x, values, bias, y, crow, col, threads);
   else run<T, Index, int32_t>(s, f, k, by_col, x, values, bias, y, crow, col, threads);
 }

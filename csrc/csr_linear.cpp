@@ -13,6 +13,14 @@ constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loa
 constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
 constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
 
+// Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1 rather
+// than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold more columns, but not with
+// strips so narrow that the weight itself, no longer read in one stream, takes most of the time.
+constexpr int64_t kBlockBytes = 32 << 10;
+constexpr int64_t kBlockStripBytes = 256;
+constexpr int64_t kBlockNonZeros = 32;
+constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in L1
+
 // How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
 struct Tiling {
   int64_t tile, lanes, strips;
@@ -23,6 +31,36 @@ struct Tiling {
     lanes = tile * vector_lanes;
   }
 };
+
+// The blocks of the reduction in the forward pass.
+struct Blocks {
+  int64_t count = 1, cols;
+
+  Blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes) : cols(sizes.cols) {
+    const int64_t fit = kBlockBytes / kBlockStripBytes;
+    if (sizes.batch * bytes < kBlockStripBytes || nnz * fit <= kBlockNonZeros * sizes.rows * sizes.cols) return;
+    count = ceil_div(sizes.cols, fit);
+    cols = fit;
+  }
+};
+
+// pointers[block * rows + row]: the first non-zero of each block in each of the rows; pointers[count * rows + row]: the end.
+template <class Index>
+void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow, const Index* col, int32_t* pointers) {
+  for (int64_t r = mine.begin; r < mine.end; ++r) {
+    int64_t k = crow[r];
+    for (int64_t block = 0; block < b.count; ++block) {
+      pointers[block * rows + r] = static_cast<int32_t>(k);
+      const int64_t stop = (block + 1) * b.cols;
+      int64_t length = std::min(crow[r + 1] - k, b.cols);
+      for (; length > 0; length -= (length + 1) / 2) {  // a binary search without branches to mispredict
+        const int64_t half = (length + 1) / 2;
+        k += half & -static_cast<int64_t>(static_cast<int64_t>(col[k + half - 1]) < stop);
+      }
+    }
+    pointers[b.count * rows + r] = crow[r + 1];
+  }
+}
 
 // Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
 template <class T>
@@ -100,21 +138,27 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
                         const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
   const Kernels<T>& k = kernels<T>();
-  const Tiling t(sizes.batch, k.lanes, k.spmm_tile);
-  const auto spmm = k.template indexed<Index>().spmm[t.tile];
   const int64_t nnz = crow[sizes.rows];
+  const Blocks blocks(sizes, nnz, sizeof(T));
+  const int64_t narrow = std::max<int64_t>(1, kBlockStripBytes / (k.lanes * static_cast<int64_t>(sizeof(T))));
+  const Tiling t(sizes.batch, k.lanes, blocks.count > 1 ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
+  const int64_t chunk = blocks.count > 1 ? kBlockChunk : kChunk;
+  const auto spmm = k.template indexed<Index>().spmm[t.tile];
   const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, work);
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
 
   Plan plan;
   const size_t packed_at = plan.add<T>(round * sizes.cols * t.lanes);
-  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
+  const size_t out_at = plan.add<T>(chunk * t.lanes, threads);
+  const size_t pointers_at = plan.add<int32_t>(blocks.count > 1 ? (blocks.count + 1) * sizes.rows : 0);
   const Scratch scratch(plan);
   T* const packed = scratch.at<T>(packed_at);
+  int32_t* const pointers = scratch.at<int32_t>(pointers_at);
 
   parallel(threads, [&](int thread, int team) {
-    T* const out = scratch.at<T>(out_at, kChunk * t.lanes, thread);
+    T* const out = scratch.at<T>(out_at, chunk * t.lanes, thread);
+    if (blocks.count > 1) find_blocks(blocks, sizes.rows, share(sizes.rows, thread, team), crow, col, pointers);
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
@@ -128,11 +172,17 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
           return row_at(crow, sizes.rows, kRowCost, std::min(weight - strip * strip_weight, strip_weight), align);
         };
         const int64_t stop = cut(mine.end);
-        for (int64_t r = mine.begin <= strip * strip_weight ? 0 : cut(mine.begin); r < stop; r += kChunk) {
-          const int64_t count = std::min(kChunk, stop - r);
-          spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, crow + r, crow + r + 1, count,
-                bias == nullptr ? nullptr : bias + r, false, out, t.lanes});
-          unpack(k, out, count, y, ys, sizes.batch, t, first + strip, r);
+        for (int64_t r = mine.begin <= strip * strip_weight ? 0 : cut(mine.begin); r < stop; r += chunk) {
+          const int64_t count = std::min(chunk, stop - r);
+          for (int64_t block = 0; block < blocks.count; ++block) {
+            const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
+            spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
+                  blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r, block > 0, out,
+                  t.lanes});
+          }
+          for (int64_t i = 0; i < count; i += kChunk) {
+            unpack(k, out + i * t.lanes, std::min(kChunk, count - i), y, ys, sizes.batch, t, first + strip, r + i);
+          }
         }
       }
     }

@@ -1,33 +1,57 @@
 // Moving activations into and out of strips: blocked transposition through registers, and the sum that gives bias gradients.
 // Edges are part of the same loop (partial loads and stores), so that odd sizes keep the speed of even ones.
 
+// One block of lanes x lanes values. Not inlined: in a loop the compiler would keep all the row addresses, and spill them.
+template <class T>
+__attribute__((noinline)) void transpose_block(const T* src, int64_t src_pitch, T* dst, int64_t dst_pitch) {
+  using V = Vec<T>;
+  typename V::reg block[V::kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < V::kLanes; ++r, src += src_pitch) block[r] = V::load(src);
+  V::transpose(block);
+#pragma GCC unroll 16
+  for (int c = 0; c < V::kLanes; ++c, dst += dst_pitch) V::store(dst, block[c]);
+}
+
+// A block at the edge: `rows` x `columns` values; each row written is `wide` long and ends in zeros.
+template <class T>
+__attribute__((noinline)) void transpose_edge(const T* src, int64_t src_pitch, int rows, int columns, T* dst, int64_t dst_pitch,
+                                              int wide) {
+  using V = Vec<T>;
+  typename V::reg block[V::kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < V::kLanes; ++r, src += src_pitch) block[r] = r < rows ? V::load_part(src, columns) : V::zero();
+  V::transpose(block);
+#pragma GCC unroll 16
+  for (int c = 0; c < V::kLanes; ++c, dst += dst_pitch) {
+    if (c == columns) return;
+    V::store_part(dst, block[c], wide);
+  }
+}
+
 // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n; zero for m <= i < m_padded.
 template <class T>
 void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded) {
-  using V = Vec<T>;
-  constexpr int64_t kL = V::kLanes;
+  constexpr int64_t kL = Vec<T>::kLanes;
   if (m_padded == 1 && dst_pitch == 1) {
     if (n > 0) __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
     return;
   }
+  if (n == 1 && src_pitch == 1 && m == m_padded) {
+    __builtin_memcpy(dst, src, static_cast<size_t>(m) * sizeof(T));
+    return;
+  }
   for (int64_t j = 0; j < n; j += kL) {
-    const int columns = static_cast<int>(n - j < kL ? n - j : kL);
+    const int64_t columns = n - j < kL ? n - j : kL;
     for (int64_t i = 0; i < m_padded; i += kL) {
-      const int wide = static_cast<int>(m_padded - i < kL ? m_padded - i : kL);
-      const int rows = static_cast<int>(m - i < kL ? (m > i ? m - i : 0) : kL);
+      const int64_t wide = m_padded - i < kL ? m_padded - i : kL;
+      const int64_t rows = m - i < kL ? (m > i ? m - i : 0) : kL;
       const T* const s = src + i * src_pitch + j;
       T* const d = dst + j * dst_pitch + i;
-      typename V::reg block[kL];
       if (rows == kL && columns == kL && wide == kL) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kL; ++r) block[r] = V::load(s + r * src_pitch);
-        V::transpose(block);
-#pragma GCC unroll 16
-        for (int c = 0; c < kL; ++c) V::store(d + c * dst_pitch, block[c]);
+        transpose_block(s, src_pitch, d, dst_pitch);
       } else {
-        for (int r = 0; r < kL; ++r) block[r] = r < rows ? V::load_part(s + r * src_pitch, columns) : V::zero();
-        V::transpose(block);
-        for (int c = 0; c < columns; ++c) V::store_part(d + c * dst_pitch, block[c], wide);
+        transpose_edge(s, src_pitch, static_cast<int>(rows), static_cast<int>(columns), d, dst_pitch, static_cast<int>(wide));
       }
     }
   }

@@ -122,13 +122,17 @@ def find(
         ),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Train the random controls at the last level.")
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Train random controls of the best and of the last level.",
+        ),
     ] = True,
     output: Annotated[
         Path | None,
         typer.Option(
             help="Run directory; one that holds part of the same run is continued.",
-            show_default="runs/<model>-<dataset>",
+            show_default="runs/<preset>-<dataset>",
         ),
     ] = None,
     layout: Annotated[str, typer.Option(help="auto, csr or dense: how pruned layers are stored and run.")] = "auto",

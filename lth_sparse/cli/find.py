@@ -2,7 +2,8 @@
 
 Everything that a seed finishes is on disk before the next begins, so the same command goes on where it was stopped.
 OUTPUT/find.json says what is being trained; a directory with other settings is refused, as levels trained differently
-must not be mixed. The number of seeds may grow, and controls may be added.
+must not be mixed. The number of seeds may grow, and controls may be added. Controls are trained at the last level and
+at the smallest one that is a candidate for a winning ticket, which is known once all seeds are there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from lth_sparse.engine import TicketResult, find_ticket
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
-from lth_sparse.report import Summary, Training, facts, judge, summarise, trainings_of
+from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
-from lth_sparse.report.verdict import Verdict
+from lth_sparse.report.verdict import Verdict, candidate
 
-__all__ = ["Options", "command_line", "preset_of", "run"]
+__all__ = ["Options", "Study", "command_line", "preset_of", "run"]
 
 CONTROLS = ("reinit", "shuffled")
 INTERRUPTED = 130
@@ -72,36 +73,122 @@ def run(options: Options, console: Console | None = None) -> int:
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    _claim(directory, preset, keywords)
-    _announce(console, options, preset, data, directory)
-    results: dict[int, TicketResult] = {}
+    note = _claim(directory, preset, keywords)
     tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
-    tracker.crowded = _crowded_before(directory)
+    tracker.crowded = note or _crowded_before(directory)
+    study = Study(options, preset, data, directory, keywords, console, tracker)
+    study.announce()
     try:
         with tracker:
-            for seed in range(options.seeds):
-                tracker.begin_seed(seed)
-                model = build_model(preset.model, data, seed, dropout=preset.dropout)
-                results[seed] = find_ticket(
-                    model,
-                    make_train(preset, data),
-                    **keywords,
-                    controls=CONTROLS if options.controls else (),
-                    directory=directory / f"seed_{seed}",
-                    seed=seed,
-                    callbacks=[tracker],
-                )
-                trainings = _trainings({seed: results[seed]})
-                show(console, seed_grid(trainings, f"Seed {seed} ({seed + 1} of {options.seeds})"))
-                _write(directory, options, preset, data, keywords, results, tracker.crowded)
+            study.search_all()
     except KeyboardInterrupt:
         print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
         return INTERRUPTED
-    page, summary, verdict = _write(directory, options, preset, data, keywords, results, tracker.crowded)
-    _conclude(console, directory, page, summary, verdict)
-    if tracker.crowded is not None:
-        console.print(f"Careful with the seconds: {tracker.crowded}.", markup=False, highlight=False, soft_wrap=True)
+    study.conclude()
     return 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """One command's work, after every option has been checked: a search per seed, and what is said about them."""
+
+    options: Options
+    preset: Preset
+    data: DataSet
+    directory: Path
+    keywords: dict[str, Any]
+    console: Console
+    tracker: Tracker
+    results: dict[int, TicketResult] = field(default_factory=dict)
+
+    def announce(self) -> None:
+        """What is going to happen."""
+        preset, seeds = self.preset, self.options.seeds
+        controls = f", {len(CONTROLS)} controls" if self.options.controls else ""
+        lines = [
+            f"{_title(preset)} on {self.data}",
+            f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
+            f"{preset.levels} prunings{controls}); into {self.directory}",
+        ]
+        if preset.dataset == "digits" and not self.options.quick and self.options.iterations is None:
+            lines.append("This is the paper's full budget; --quick takes minutes.")
+        self.say(*lines, "")
+
+    def search_all(self) -> None:
+        """Every seed, then the controls of the smallest level that may be a winning ticket.
+
+        Which level that is shows only when all seeds are there; the last level's controls are trained with the seed.
+        """
+        last = self.preset.levels
+        for seed in range(self.options.seeds):
+            self.search(seed, [last])
+            title = f"Seed {seed} ({seed + 1} of {self.options.seeds})"
+            show(self.console, seed_grid(_trainings({seed: self.results[seed]}), title))
+            self.write()
+        level = candidate(summarise(_trainings(self.results)), images=len(self.data.test))
+        if not self.options.controls or level in (None, last):
+            return
+        self.say(f"Level {level} is the smallest that is as accurate and as quick as dense: its controls follow.", "")
+        self.tracker.extend([(level, kind) for kind in CONTROLS])
+        for seed in range(self.options.seeds):
+            self.search(seed, [level, last])
+
+    def search(self, seed: int, control_levels: list[int]) -> None:
+        """The whole search of one seed; what its directory holds already is read from there."""
+        self.tracker.begin_seed(seed)
+        self.results[seed] = find_ticket(
+            build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
+            make_train(self.preset, self.data),
+            **self.keywords,
+            controls=CONTROLS if self.options.controls else (),
+            control_levels=control_levels,
+            directory=self.directory / f"seed_{seed}",
+            seed=seed,
+            callbacks=[self.tracker],
+        )
+
+    def write(self) -> tuple[Path, Verdict]:
+        """report.html and report.json of the seeds finished so far."""
+        options, preset = self.options, self.preset
+        summary = summarise(_trainings(self.results))
+        verdict = judge(summary, images=len(self.data.test))
+        level = preset.levels if verdict.level is None else verdict.level
+        rates = preset.rates if options.rate is None else {"all layers": options.rate, "output layer": options.rate / 2}
+        named = {name: value for name, value in preset.to_dict().items() if value is not None}
+        given = {**named, **self.keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
+        report = Report(
+            name=f"{_title(preset)} on {preset.dataset}",
+            data=f"{self.data} (training / validation / test)",
+            command=command_line(options),
+            summary=summary,
+            verdict=verdict,
+            hyperparameters={**given, "seeds": len(self.results), "threads": torch.get_num_threads()},
+            versions=facts.versions(),
+            machine={**facts.machine(), **facts.kernels(), **facts.environment()},
+            crowded=self.tracker.crowded,
+            tickets=tuple(str(self.ticket(seed, level)) for seed in self.results),
+        )
+        return write_report(self.directory, report)[0], verdict
+
+    def conclude(self) -> None:
+        """The verdict, and where everything is."""
+        page, verdict = self.write()
+        if verdict.rows:
+            show(self.console, verdict_grid(verdict, "Verdict"))
+        self.say(f"{verdict.title}.", verdict.text, "")
+        if verdict.level is not None:
+            self.say(f"Ticket: {self.ticket(0, verdict.level)}")
+        self.say(f"Report: {page}")
+        if self.tracker.crowded is not None:
+            self.say(f"Careful with the seconds: {self.tracker.crowded}.")
+
+    def ticket(self, seed: int, level: int) -> Path:
+        """Where a ticket is stored."""
+        return self.directory / f"seed_{seed}" / f"level_{level:02d}.safetensors"
+
+    def say(self, *lines: str) -> None:
+        """Print lines as they are, never wrapped: paths must stay whole."""
+        self.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def preset_of(options: Options) -> Preset:
@@ -125,14 +212,14 @@ def preset_of(options: Options) -> Preset:
 def command_line(options: Options) -> str:
     """The command that repeats or continues a run: every option that is not its default."""
     words = ["lth-sparse", "find", options.model]
-    for field in dataclasses.fields(Options)[1:]:
-        value = getattr(options, field.name)
-        if value == field.default:
+    for option in dataclasses.fields(Options)[1:]:
+        value = getattr(options, option.name)
+        if value == option.default:
             continue
         if isinstance(value, bool):
-            words.append(f"--{field.name}" if value else f"--no-{field.name}")
+            words.append(f"--{option.name}" if value else f"--no-{option.name}")
         else:
-            words += [f"--{field.name}", str(value)]
+            words += [f"--{option.name}", str(value)]
     return shlex.join(words)
 
 
@@ -160,8 +247,10 @@ def _plan(options: Options, preset: Preset) -> list[Key]:
     return levels + [(preset.levels, kind) for kind in CONTROLS if options.controls]
 
 
-def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> None:
+def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:
     """Make the directory and note the settings in it, or check that those noted are the same.
+
+    Another number of threads changes the seconds only, so it is no error; a sentence about it is returned.
 
     Raises:
         RunError: not writable, or other settings. TicketError: the note is damaged.
@@ -172,18 +261,21 @@ def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> None:
         raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
     note = directory / "find.json"
     ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict(), **keywords}))
+    threads = torch.get_num_threads()
     advice = "choose another --output, or delete the directory to start over"
     if not note.exists():
-        atomic_write(note, (json.dumps(ours, indent=2) + "\n").encode())
-        return
+        atomic_write(note, (json.dumps({**ours, "threads": threads}, indent=2) + "\n").encode())
+        return None
     try:
         theirs = dict(json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise TicketError(f"{note}: damaged ({error}); {advice}") from error
+    before = theirs.pop("threads", threads)
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             had, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
             raise RunError(f"{directory}: holds a run with {name} {had!r}, but {wanted!r} was asked for; {advice}")
+    return None if before == threads else f"this run was begun with {before} threads and goes on with {threads}"
 
 
 def _crowded_before(directory: Path) -> str | None:
@@ -195,66 +287,9 @@ def _crowded_before(directory: Path) -> str | None:
     return said if isinstance(said, str) else None
 
 
-def _announce(console: Console, options: Options, preset: Preset, data: DataSet, directory: Path) -> None:
-    trainings = options.seeds * len(_plan(options, preset))
-    lines = [
-        f"{_title(preset)} on {data}",
-        f"{trainings} trainings of {preset.iterations:,} iterations: {options.seeds} seed(s) x (dense, "
-        f"{preset.levels} prunings{', 2 controls' if options.controls else ''}); into {directory}",
-    ]
-    if preset.dataset == "digits" and not options.quick and options.iterations is None:
-        lines.append("This is the paper's full budget; --quick takes minutes.")
-    console.print("\n".join(lines) + "\n", markup=False, highlight=False, soft_wrap=True)
-
-
 def _title(preset: Preset) -> str:
     return TITLES.get(preset.model, preset.model) + (" with dropout" if preset.dropout else "")
 
 
 def _trainings(results: dict[int, TicketResult]) -> list[Training]:
     return [t for seed, result in results.items() for t in trainings_of(seed, result.levels, result.controls)]
-
-
-def _write(
-    directory: Path,
-    options: Options,
-    preset: Preset,
-    data: DataSet,
-    keywords: dict[str, Any],
-    results: dict[int, TicketResult],
-    crowded: str | None,
-) -> tuple[Path, Summary, Verdict]:
-    """report.html and report.json of the seeds finished so far."""
-    summary = summarise(_trainings(results))
-    verdict = judge(summary, images=len(data.test))
-    level = preset.levels if verdict.level is None else verdict.level
-    rates = preset.rates if options.rate is None else {"all layers": options.rate, "output layer": options.rate / 2}
-    named = {name: value for name, value in preset.to_dict().items() if value is not None}
-    given = {**named, **keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
-    report = Report(
-        name=f"{_title(preset)} on {preset.dataset}",
-        data=f"{data} (training / validation / test)",
-        command=command_line(options),
-        summary=summary,
-        verdict=verdict,
-        hyperparameters={**given, "seeds": len(results), "threads": torch.get_num_threads()},
-        versions=facts.versions(),
-        machine={**facts.machine(), **facts.kernels(), **facts.environment()},
-        crowded=crowded,
-        tickets=tuple(str(_ticket(directory, seed, level)) for seed in results),
-    )
-    return write_report(directory, report)[0], summary, verdict
-
-
-def _ticket(directory: Path, seed: int, level: int) -> Path:
-    return directory / f"seed_{seed}" / f"level_{level:02d}.safetensors"
-
-
-def _conclude(console: Console, directory: Path, page: Path, summary: Summary, verdict: Verdict) -> None:
-    if verdict.rows:
-        show(console, verdict_grid(verdict, "Verdict"))
-    lines = [f"{verdict.title}.", verdict.text, ""]
-    if verdict.level is not None:
-        lines.append(f"Ticket: {_ticket(directory, summary.seeds[0], verdict.level)}")
-    lines.append(f"Report: {page}")
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

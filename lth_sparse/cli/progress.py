@@ -41,7 +41,7 @@ class Tracker:
         clock: seconds, monotonic.
 
     Attributes:
-        crowded: a sentence when the machine was seen busy with other work, which makes seconds unreliable; else None.
+        crowded: why the seconds are unreliable, such as other work on the machine; None while nothing is known.
     """
 
     def __init__(
@@ -89,6 +89,10 @@ class Tracker:
         """What follows belongs to `seed`."""
         self.seed, self.current, self.step, self.dense_seconds = seed, None, 0, None
 
+    def extend(self, more: Sequence[Key]) -> None:
+        """Add trainings to every seed's plan."""
+        self.plan += tuple(key for key in more if key not in self.plan)
+
     def on_level_start(self, level: Level) -> None:
         """Called by the engine before a training."""
         self.current = (level.index, level.control)
@@ -109,15 +113,16 @@ class Tracker:
 
     def on_level_end(self, record: LevelRecord) -> None:
         """Called by the engine after each training, and for those found finished in the run directory."""
-        key = (record.index, record.control)
-        self.finished.setdefault(self.seed, set()).add(key)
+        key, known = (record.index, record.control), self.finished.setdefault(self.seed, set())
+        again = key in known  # a second search of the same seed reads everything once more
+        known.add(key)
         self.current, self.step = None, 0
         if record.index == 0:
             self.dense_seconds = record.seconds
         if not record.resumed:
             self.last_took = self.took[key] = self.clock() - self.started
             self.crowded = self.crowded or crowding()
-        if self._bar is None:
+        if self._bar is None and not again:
             self._print(self._line(record))
         self._draw()
 

@@ -186,5 +186,8 @@ def check_block(block: object) -> tuple[int, int]:
 def _to_blocks(matrix: Tensor, block: tuple[int, int]) -> Tensor:
     """``[rows, cols]`` -> ``[block_rows, block_cols, r, c]``, zero beyond the edges."""
     (rows, cols), (r, c) = matrix.shape, block
-    padded = F.pad(matrix, (0, -cols % c, 0, -rows % r))
+    if matrix.numel():
+        padded = F.pad(matrix, (0, -cols % c, 0, -rows % r))
+    else:  # torch 2.8 refuses to pad an empty matrix
+        padded = matrix.new_zeros(rows + -rows % r, cols + -cols % c)
     return padded.reshape(-(-rows // r), r, -(-cols // c), c).permute(0, 2, 1, 3)

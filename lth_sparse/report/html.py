@@ -34,7 +34,7 @@ class Report:
         summary, verdict: the figures and their judgement.
         hyperparameters, versions, machine: name -> value, shown as tables.
         tickets: paths of the ticket files, best first; controls are not listed.
-        crowded: None, or a sentence saying that other work disturbed the seconds.
+        crowded: None, or why the seconds are unreliable, such as other work on the machine.
         created: when it was written.
     """
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 
-__all__ = ["Comparison", "Verdict", "accuracy_of", "compare", "judge", "percent"]
+__all__ = ["Comparison", "Verdict", "accuracy_of", "candidate", "compare", "judge", "percent"]
 
 RANK = {"winning": 2, "matching": 1, "not": 0}
 
@@ -55,7 +55,7 @@ class Verdict:
         level, density: the level judged.
         title: one line; text: the paragraph for a person, with all caveats.
         margin: how much less accuracy still counted as the same, as a share of the test images.
-        rows: dense, the ticket and its controls at that level, for a table.
+        rows: dense, the ticket and its controls at that level, and the last level with its own, for a table.
     """
 
     kind: str
@@ -74,12 +74,27 @@ def judge(summary: Summary, tolerance: float = 0.0, images: int | None = None) -
     if dense is None or reference is None or not pruned:
         text = "There is no verdict: it needs the dense level, a pruned one, and the test accuracy of both."
         return Verdict("none", None, None, "No verdict", text, tolerance, ())
-    margin = max(tolerance, reference.mean - reference.minimum, _standard_error(reference, images))
+    margin = _margin(reference, tolerance, images)
     comparisons = [compare(level, dense, summary.controls_at(level.level), margin) for level in pruned]
     best = max(comparisons, key=lambda c: (RANK[c.kind], -c.ticket.density if RANK[c.kind] else c.ticket.level))
     text = " ".join(_sentences(best, dense, comparisons, margin, len(summary.seeds)))
     rows = (dense, best.ticket, *best.controls)
+    if (last := comparisons[-1]) is not best:
+        rows += (last.ticket, *last.controls)
     return Verdict(best.kind, best.ticket.level, best.ticket.density, _title(best), text, margin, rows)
+
+
+def candidate(summary: Summary, tolerance: float = 0.0, images: int | None = None) -> int | None:
+    """The smallest level that is as accurate and as quick as dense: a winning ticket if its controls do worse.
+
+    None when there is no such level.
+    """
+    reference = None if summary.dense is None else accuracy_of(summary.dense)
+    if summary.dense is None or reference is None:
+        return None
+    margin = _margin(reference, tolerance, images)
+    comparisons = [compare(level, summary.dense, (), margin) for level in summary.levels if level.level > 0]
+    return next((c.ticket.level for c in reversed(comparisons) if c.accurate and c.quick), None)
 
 
 def compare(ticket: LevelSummary, dense: LevelSummary, controls: tuple[LevelSummary, ...], margin: float) -> Comparison:
@@ -101,6 +116,10 @@ def accuracy_of(level: LevelSummary) -> Statistic | None:
 def percent(share: float, digits: int = 1) -> str:
     """0.0363 -> "3.6%"."""
     return f"{100.0 * share:.{digits}f}%"
+
+
+def _margin(reference: Statistic, tolerance: float, images: int | None) -> float:
+    return max(tolerance, reference.mean - reference.minimum, _standard_error(reference, images))
 
 
 def _standard_error(accuracy: Statistic, images: int | None) -> float:
@@ -138,13 +157,8 @@ def _sentences(
         yield f"Its validation loss is lowest at iteration {_mean(ticket.early_stop)}, {order} the dense network's"
         yield f"{_mean(dense.early_stop)}."
     yield from _about_controls(best)
-    last = comparisons[-1]
-    if last is not best and last.kind == "not":
-        yield f"At the last level, {percent(last.ticket.density)}, accuracy is lower than dense: {_range(last.ticket)}."
-    elif last is not best and last.as_good:
-        names = " and ".join(control_name(kind) for kind in last.as_good)
-        yield f"At the last level, {percent(last.ticket.density)}, the ticket matches dense too, but no better than"
-        yield f"{names}."
+    if comparisons[-1] is not best:
+        yield from _about_last(comparisons[-1])
     if seeds == 1:
         yield "One seed says nothing about chance; use --seeds 3 or more before relying on this."
 
@@ -168,6 +182,21 @@ def _about_controls(best: Comparison) -> Iterable[str]:
         yield "Every control is less accurate, but the ticket learns more slowly than the dense network."
     else:
         yield "Every control is less accurate: the ticket's own initial weights, where they are, make the difference."
+
+
+def _about_last(last: Comparison) -> Iterable[str]:
+    yield f"At the last level, with {percent(last.ticket.density)} left,"
+    if not last.accurate:
+        yield f"accuracy is lower than dense: {_range(last.ticket)}."
+        return
+    yield f"accuracy is still no lower, {_range(last.ticket)},"
+    if last.as_good:
+        yield f"but the {' and the '.join(control_name(kind) for kind in last.as_good)} of that size reach it too."
+    elif last.ticket.early_stop is not None and last.quick is False:
+        beaten = "above every control of that size, " if last.controls else ""
+        yield f"{beaten}though only at iteration {_mean(last.ticket.early_stop)}."
+    else:
+        yield "but no control was trained there."
 
 
 def _matters(kind: str) -> str:

@@ -100,6 +100,19 @@ def test_no_controls_trains_none(find_tiny: Run, tmp_path: Path) -> None:
     assert "No control was trained" in outcome.out
 
 
+def test_the_smallest_candidate_gets_controls_of_its_own(
+    find_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "candidate", lambda *_, **__: 1)
+    outcome = find_tiny("--levels", 2, "--seeds", 1, "--output", tmp_path)
+    assert outcome.code == 0
+    trained = [(control["level"], control["control"]) for control in facts_of(tmp_path)["controls"]]
+    assert trained == [(1, "reinit"), (1, "shuffled"), (2, "reinit"), (2, "shuffled")]
+    assert "Level 1 is the smallest that is as accurate and as quick as dense" in outcome.out
+    lines = [line.split("]")[0] for line in outcome.out.splitlines() if line.startswith("[")]
+    assert lines == ["[1/5", "[2/5", "[3/5", "[4/5", "[5/5", "[6/7", "[7/7"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -133,6 +146,16 @@ def test_other_settings_in_the_same_directory_are_refused(finished: tuple[Path, 
     outcome = run("find", "lenet", "--quick", "--iterations", 7, "--levels", 1, "--output", finished[0])
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "holds a run with iterations 6, but 7 was asked for" in outcome.err
+
+
+def test_another_number_of_threads_is_said_beside_the_seconds(
+    finished: tuple[Path, Any], find_tiny: Run, tmp_path: Path
+) -> None:
+    directory = copy_of(finished, tmp_path)
+    outcome = find_tiny("--seeds", 2, "--output", directory, "--threads", 2)
+    assert outcome.code == 0
+    assert "begun with 1 threads and goes on with 2" in outcome.out
+    assert "begun with 1 threads" in facts_of(directory)["crowded"]
 
 
 def copy_of(finished: tuple[Path, Any], tmp_path: Path) -> Path:

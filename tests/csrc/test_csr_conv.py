@@ -112,6 +112,18 @@ def test_reductions_longer_than_a_cache_are_done_in_blocks(conv: Any, near: Any,
         near(gradient, expected)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_so_many_weights_that_all_threads_sort_them(conv: Any, near: Any, isa: str, threads: int) -> None:
+    layer = conv(torch.rand(150, 160, 3, 3) < 0.4, 16, (1, 1), (1, 1))
+    assert layer.nnz > 1 << 16
+    x, values, bias = torch.randn(3, 160, 3, 4), torch.randn(layer.nnz), torch.randn(150)
+    grad = torch.randn(3, 150, 3, 4)
+    truth = layer.truth(grad, x, values, bias)
+    near(layer.forward(x, values, bias, threads), truth[0])
+    for gradient, expected in zip(layer.backward(grad, x, values, threads), truth[1:], strict=True):
+        near(gradient, expected)
+
+
 @pytest.mark.parametrize("threads", [4, 6, 9])
 def test_more_threads_than_rows_share_the_channels(conv: Any, near: Any, isa: str, threads: int) -> None:
     layer = conv(torch.rand(200, 160, 1, 3) < 0.2, 16)

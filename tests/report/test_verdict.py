@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from lth_sparse.report import Training, judge, summarise
+from lth_sparse.engine import LevelRecord
+from lth_sparse.report import Training, judge, summarise, trainings_of
+from lth_sparse.report.verdict import candidate
 
 MakeSearch = Callable[..., list[Training]]
 WORSE = {"reinit": 0.80, "shuffled": 0.75}
@@ -51,7 +53,7 @@ def test_less_accurate_at_every_level_is_no_ticket(search: MakeSearch) -> None:
 def test_smallest_matching_level_is_named_and_the_worse_last_one_mentioned(search: MakeSearch) -> None:
     verdict = judge(summarise(search([0.90, 0.91, 0.90, 0.70], WORSE)))
     assert (verdict.kind, verdict.level) == ("matching", 2)
-    assert "At the last level, 51.2%, accuracy is lower than dense" in verdict.text
+    assert "At the last level, with 51.2% left, accuracy is lower than dense" in verdict.text
 
 
 def test_the_spread_of_the_dense_seeds_counts_as_equal(search: MakeSearch) -> None:
@@ -67,6 +69,36 @@ def test_sampling_error_of_the_test_images_counts_as_equal(search: MakeSearch) -
     verdict = judge(summary, images=500)
     assert verdict.margin == pytest.approx((0.9 * 0.1 / 500) ** 0.5)
     assert verdict.kind == "winning"
+
+
+def test_candidate_is_the_smallest_level_as_accurate_and_as_quick_as_dense(search: MakeSearch) -> None:
+    summary = summarise(search([0.90, 0.91, 0.91, 0.91, 0.80], steps=[100, 90, 80, 150, 50]))
+    assert candidate(summary) == 2
+
+
+@pytest.mark.parametrize("accuracies", [[], [0.9], [0.9, 0.8]])
+def test_without_such_a_level_there_is_no_candidate(search: MakeSearch, accuracies: list[float]) -> None:
+    assert candidate(summarise(search(accuracies))) is None
+
+
+def test_a_winning_level_before_the_last_is_named_with_what_became_of_the_last(
+    search: MakeSearch, record: Callable[..., LevelRecord]
+) -> None:
+    trainings = search([0.90, 0.91, 0.91], WORSE, steps=[100, 90, 150])
+    for kind in WORSE:
+        trainings += trainings_of(0, [], {(1, kind): record(1, 0.8, control=kind)})
+    verdict = judge(summarise(trainings))
+    assert (verdict.kind, verdict.level) == ("winning", 1)
+    assert "above every control of that size, though only at iteration 150" in verdict.text
+    assert [(row.level, row.control) for row in verdict.rows] == [
+        (0, None),
+        (1, None),
+        (1, "reinit"),
+        (1, "shuffled"),
+        (2, None),
+        (2, "reinit"),
+        (2, "shuffled"),
+    ]
 
 
 def test_one_seed_is_called_one_seed(search: MakeSearch) -> None:
