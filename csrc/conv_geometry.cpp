@@ -1,3 +1,4 @@
+// See conv_geometry.h. Nothing here is called more than once for a call of a convolution.
 #include "conv_geometry.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ void expect(bool holds, const char* name, const std::string& what, int64_t got) 
   if (!holds) throw std::invalid_argument(std::string(name) + ": expected " + what + ", got " + std::to_string(got));
 }
 
-void check_axis(const char* out_name, int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+void check_axis(const char* out_name, int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad,
+                int64_t dilation) {
   const int64_t span = in + 2 * pad - dilation * (kernel - 1) - 1;
   const int64_t right = span < 0 ? 0 : span / stride + 1;
   expect(out == right, out_name, std::to_string(right), out);
@@ -31,9 +33,10 @@ void check(const ConvSizes& s) {
   const struct {
     const char* name;
     int64_t value, least;
-  } positive[] = {{"kernel_h", s.kernel_h, 1}, {"kernel_w", s.kernel_w, 1},     {"stride_h", s.stride_h, 1},
-                  {"stride_w", s.stride_w, 1}, {"dilation_h", s.dilation_h, 1}, {"dilation_w", s.dilation_w, 1},
-                  {"pad_h", s.pad_h, 0},       {"pad_w", s.pad_w, 0}};
+  } positive[] = {{"kernel_h", s.kernel_h, 1},     {"kernel_w", s.kernel_w, 1},
+                  {"stride_h", s.stride_h, 1},     {"stride_w", s.stride_w, 1},
+                  {"dilation_h", s.dilation_h, 1}, {"dilation_w", s.dilation_w, 1},
+                  {"pad_h", s.pad_h, 0},           {"pad_w", s.pad_w, 0}};
   for (const auto& p : positive) expect(p.value >= p.least, p.name, "at least " + std::to_string(p.least), p.value);
   check_axis("out_h", s.height, s.out_h, s.kernel_h, s.stride_h, s.pad_h, s.dilation_h);
   check_axis("out_w", s.width, s.out_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
@@ -76,8 +79,8 @@ RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_la
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.row_lanes = t.strips * t.lanes;
-    // A strip costs its registers and some 1.5 more for the offset and the value. More images than a vector has lanes make
-    // neighbouring pixels lie further apart; with one image there is nothing to transpose.
+    // A strip costs its registers and some 1.5 more for the offset and the value. More images than a vector has lanes
+    // make neighbouring pixels lie further apart; with one image there is nothing to transpose.
     const double straddle = shifts && images < vector_lanes ? 1.6 : 1.0;
     const double packing = images > vector_lanes ? 1.05 : images == 1 ? 0.75 : 1.0;
     t.cost = static_cast<double>(t.blocks * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) * packing;
@@ -88,7 +91,8 @@ RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_la
 }
 
 ConvSizes join_rows(const ConvSizes& s, int64_t vector_lanes, int64_t widest_tile) {
-  const bool pointwise = s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+  const bool pointwise =
+      s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
   if (!pointwise) return s;
   ConvSizes best = s;
   double best_cost = 0;

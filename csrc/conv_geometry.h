@@ -1,8 +1,9 @@
 // The geometry of a convolution once its strides are gone, one axis at a time.
 //
-// With stride s, tap k reads padded coordinate y = o*s + k*d. Write k*d = q*s + p: the tap reads element v = o + q of *phase* p,
-// the sub-image of every s-th padded coordinate from p on. Each phase is a virtual channel on which the convolution has stride 1
-// and the tap has *shift* q. Phases that no tap uses do not exist here, and neither do pixels that no output reads.
+// With stride s, tap k reads padded coordinate y = o*s + k*d. Write k*d = q*s + p: the tap reads element v = o + q of
+// *phase* p, the sub-image of every s-th padded coordinate from p on. Each phase is a virtual channel on which the
+// convolution has stride 1 and the tap has *shift* q. Phases that no tap uses do not exist here, and neither do pixels
+// that no output reads.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,7 @@ struct Geometry {
         virtual_channels(sizes.channels * phases) {}
 
   Axis y, x;
-  int64_t phases;            // virtual channels for each channel, y phase major
+  int64_t phases;  // virtual channels for each channel, y phase major
   int64_t virtual_channels;
 
   int64_t phase_of(int64_t ky, int64_t kx) const {
@@ -49,8 +50,8 @@ struct Geometry {
   }
 };
 
-// How one row of pixels by images is cut into strips: `images` images share a vector, `strips` strips of `tile` registers cover
-// `positions` pixels of each.
+// How one row of pixels by images is cut into strips: `images` images share a vector, `strips` strips of `tile`
+// registers cover `positions` pixels of each.
 struct RowTiling {
   int64_t images, blocks, tile, strips, lanes, row_lanes;  // row_lanes = strips * lanes >= positions * images
   double cost;  // of a row of all images, in multiply-adds of registers for each non-zero
@@ -59,12 +60,14 @@ struct RowTiling {
 // `shifts`: whether taps move along the row, so that with fewer images than lanes most loads straddle two cache lines.
 RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_lanes, int64_t widest_tile);
 
-// A 1x1 convolution without stride and padding does not care where rows end: the same convolution over longer rows, which fill
-// strips without the help of neighbouring images and so need no transposition. Any other convolution is returned as it is.
+// A 1x1 convolution without stride and padding does not care where rows end: the same convolution over longer rows,
+// which fill strips without the help of neighbouring images and so need no transposition. Any other convolution is
+// returned as it is.
 ConvSizes join_rows(const ConvSizes& sizes, int64_t vector_lanes, int64_t widest_tile);
 
-// A team as a grid: `rows` parts of the (image block, pixel row) pairs times `channels` parts of the channels. Rows come first,
-// since threads that share rows all pack the same input; channels only where there are too few rows to go round.
+// A team as a grid: `rows` parts of the (image block, pixel row) pairs times `channels` parts of the channels. Rows
+// come first, since threads that share rows all pack the same input; channels only where there are too few rows to go
+// round.
 struct Grid {
   int rows, channels;
 };

@@ -1,8 +1,9 @@
-// One pixel row of `images` images to [column][image] and back: the step between NCHW tensors and the strips of csr_conv.
+// One pixel row of `images` images to [column][image] and back: the step between NCHW tensors and the strips of
+// csr_conv.
 //
-// A RowMap says which real columns a packed row holds: `count` of them from `first` on, every `step`-th, at packed columns `lead`
-// onwards; everything else in a packed row is zero. Zeros, not leftovers: what the microkernels read there is multiplied, and a
-// NaN from another channel must not be.
+// A RowMap says which real columns a packed row holds: `count` of them from `first` on, every `step`-th, at packed
+// columns `lead` onwards; everything else in a packed row is zero. Zeros, not leftovers: what the microkernels read
+// there is multiplied, and a NaN from another channel must not be.
 #pragma once
 
 #include <cstring>
@@ -15,20 +16,23 @@ struct RowMap {
   int64_t lead, first, step, count;
 };
 
-// Asks for `count` elements of each image before they are needed. The images of a tensor lie far apart, often at a power of two:
-// no hardware prefetcher follows that, and packing would wait for memory once for every row of every image.
+// Asks for `count` elements of each image before they are needed. The images of a tensor lie far apart, often at a
+// power of two: no hardware prefetcher follows that, and packing would wait for memory once for every row of every
+// image.
 template <bool kWrite, class T>
 void prefetch(const T* p, int64_t image_pitch, int64_t live, int64_t count) {
   for (int64_t i = 0; i < live; ++i) {
-    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i * image_pitch + j, kWrite ? 1 : 0);
+    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(p + i * image_pitch + j, kWrite ? 1 : 0);
   }
 }
 
-// packed[column * images + i] for packed columns up to row_lanes / images. `src`: the row in image 0; image i is i * image_pitch
-// further; `live` images exist, the others are zero. `width` real columns; temporary: width * images elements if step > 1.
+// packed[column * images + i] for packed columns up to row_lanes / images. `src`: the row in image 0; image i is i *
+// image_pitch further; `live` images exist, the others are zero. `width` real columns; temporary: width * images
+// elements if step > 1.
 template <class T>
-void pack_row(const Kernels<T>& k, const T* src, int64_t image_pitch, int64_t live, int64_t images, const RowMap& map, T* packed,
-              int64_t row_lanes, T* temporary) {
+void pack_row(const Kernels<T>& k, const T* src, int64_t image_pitch, int64_t live, int64_t images, const RowMap& map,
+              T* packed, int64_t row_lanes, T* temporary) {
   T* const data = packed + map.lead * images;
   const int64_t end = (map.lead + map.count) * images;
   std::memset(packed, 0, static_cast<size_t>(map.lead * images) * sizeof(T));
@@ -44,10 +48,11 @@ void pack_row(const Kernels<T>& k, const T* src, int64_t image_pitch, int64_t li
   std::memset(packed + end, 0, static_cast<size_t>(row_lanes - end) * sizeof(T));
 }
 
-// The way back, for the phases of one row together: maps[f] describes packed + f * phase_pitch. Columns in no map become zero.
+// The way back, for the phases of one row together: maps[f] describes packed + f * phase_pitch. Columns in no map
+// become zero.
 template <class T>
-void unpack_row(const Kernels<T>& k, const T* packed, int64_t phase_pitch, const RowMap* maps, int64_t phases, int64_t live,
-                int64_t images, T* dst, int64_t image_pitch, int64_t width, T* temporary) {
+void unpack_row(const Kernels<T>& k, const T* packed, int64_t phase_pitch, const RowMap* maps, int64_t phases,
+                int64_t live, int64_t images, T* dst, int64_t image_pitch, int64_t width, T* temporary) {
   if (phases == 1 && maps[0].step == 1) {
     const RowMap& map = maps[0];
     k.transpose(packed + map.lead * images, images, map.count, live, dst + map.first, image_pitch, map.count);

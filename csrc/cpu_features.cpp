@@ -1,3 +1,4 @@
+// See cpu_features.h. The choice lives in one atomic, so that set_isa may be called while kernels run.
 #include "cpu_features.h"
 
 #include <atomic>
@@ -12,8 +13,8 @@ bool runs_here(Isa isa) {
   // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
   if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && runs_here(Isa::avx2);
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && runs_here(Isa::avx2);
   }
 #endif
   return isa == Isa::scalar;
@@ -64,9 +65,12 @@ Choice& choice() {
 
 std::string name_of(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    default: return "scalar";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    default:
+      return "scalar";
   }
 }
 

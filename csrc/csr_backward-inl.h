@@ -1,8 +1,8 @@
 // Both gradients of one strip in one pass over dy, column by column of the weight (non-zeros in column order):
 //     dx[c] = sum over the non-zeros k of column c of values[k] * dy[offset[k]]
 //     dw[k] += <x[c], dy[offset[k]]>
-// The strips x[c] and dx[c] stay in registers while each strip of dy that is loaded feeds both. Nothing is scattered: dw is
-// written in order, four horizontal sums at a time. WantDx = false leaves out the first line (csr_sddmm).
+// The strips x[c] and dx[c] stay in registers while each strip of dy that is loaded feeds both. Nothing is scattered:
+// dw is written in order, four horizontal sums at a time. WantDx = false leaves out the first line (csr_sddmm).
 
 template <class T, int Tile, class Index, bool WantDx>
 void csr_backward(const BackwardArgs<T, Index>& a) {

@@ -1,9 +1,11 @@
-// 2-D convolutions with a CSR weight: the linear microkernels over strips whose lanes are neighbouring pixels of several images.
+// 2-D convolutions with a CSR weight: the linear microkernels over strips whose lanes are neighbouring pixels of
+// several images.
 //
-// Activations are packed to [row][channel][column][image]: with the images innermost, a shift by one pixel is a shift by a whole
-// vector, and a non-zero (channel, ky, kx) is one constant offset, the same for every output pixel. Strides are removed first:
-// each input channel becomes one virtual channel per phase of the stride, on which the convolution has stride 1
-// (conv_geometry.h). Each thread packs the few rows it is about to use, computes, and unpacks, all within its own cache.
+// Activations are packed to [row][channel][column][image]: with the images innermost, a shift by one pixel is a shift
+// by a whole vector, and a non-zero (channel, ky, kx) is one constant offset, the same for every output pixel. Strides
+// are removed first: each input channel becomes one virtual channel per phase of the stride, on which the convolution
+// has stride 1 (conv_geometry.h). Each thread packs the few rows it is about to use, computes, and unpacks, all within
+// its own cache.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +13,22 @@
 namespace lth {
 
 struct ConvSizes {
-  int64_t n, channels, height, width, out_channels, groups, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h,
-      dilation_w, out_h, out_w;
+  int64_t n, channels, height, width, out_channels, groups, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+      dilation_h, dilation_w, out_h, out_w;
 };
 
-void check(const ConvSizes& sizes);  // std::invalid_argument, naming the size, when they cannot be those of a convolution
+void check(
+    const ConvSizes& sizes);  // std::invalid_argument, naming the size, when they cannot be those of a convolution
 
-// y = conv2d(x, W) + bias, x and y contiguous NCHW; column (ci * kernel_h + ky) * kernel_w + kx of W, ci within the group.
-// bias may be null.
+// y = conv2d(x, W) + bias, x and y contiguous NCHW; column (ci * kernel_h + ky) * kernel_w + kx of W, ci within the
+// group. bias may be null.
 template <class T, class Index>
 void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow,
                         const Index* col, int threads);
 
 // Gradients with respect to x, values and bias, given that of y. Any of the three may be null.
 template <class T, class Index>
-void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const T* values, T* dx, T* dvalues, T* dbias,
-                         const int32_t* crow, const Index* col, int threads);
+void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const T* values, T* dx, T* dvalues,
+                         T* dbias, const int32_t* crow, const Index* col, int threads);
 
 }  // namespace lth

@@ -1,3 +1,6 @@
+// Forward: pack x, then spmm over this thread's rows in every strip, unpacking y as it appears.
+// Backward: pack dy and x, then both gradients over this thread's columns, through the transposed index. A round is as many
+// strips as fit the scratch memory; threads wait for each other after packing and before the next round.
 #include "csr_linear.h"
 
 #include <cstring>
@@ -13,9 +16,10 @@ constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loa
 constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
 constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
 
-// Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1 rather
-// than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold more columns, but not with
-// strips so narrow that the weight itself, no longer read in one stream, takes most of the time.
+// Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1
+// rather than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold
+// more columns, but not with strips so narrow that the weight itself, no longer read in one stream, takes most of the
+// time.
 constexpr int64_t kBlockBytes = 32 << 10;
 constexpr int64_t kBlockStripBytes = 256;
 constexpr int64_t kBlockNonZeros = 32;
@@ -44,7 +48,7 @@ struct Blocks {
   }
 };
 
-// pointers[block * rows + row]: the first non-zero of each block in each of the rows; pointers[count * rows + row]: the end.
+// pointers[block * rows + row]: the first non-zero of each block in each of the rows; [count * rows + row]: their end.
 template <class Index>
 void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow, const Index* col, int32_t* pointers) {
   for (int64_t r = mine.begin; r < mine.end; ++r) {
@@ -64,7 +68,8 @@ void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow,
 
 // Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
 template <class T>
-void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features, T* packed) {
+void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
+          T* packed) {
   const int64_t first = strip * t.lanes;
   const int64_t samples = std::min(t.lanes, batch - first);
   const T* const from = src + first * s.batch + features.begin * s.feature;
@@ -110,8 +115,8 @@ void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides
 
 // A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks.
 template <class T>
-void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first, int64_t strips,
-                int64_t features, T* packed, int thread, int threads) {
+void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
+                int64_t strips, int64_t features, T* packed, int thread, int threads) {
   const int64_t chunks = ceil_div(features, kChunk);
   const Range mine = share(strips * chunks, thread, threads);
   for (int64_t i = mine.begin; i < mine.end;) {
@@ -123,7 +128,8 @@ void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, con
   }
 }
 
-// Where there are plenty, rows are dealt out in whole chunks, so that no two threads write to one cache line of the output.
+// Where there are plenty, rows are dealt out in whole chunks: no two threads then write to one cache line of the
+// output.
 int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
 
 int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
@@ -134,8 +140,8 @@ int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int t
 }  // namespace
 
 template <class T, class Index>
-void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y, Strides ys,
-                        const int32_t* crow, const Index* col, int threads) {
+void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
+                        Strides ys, const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
@@ -144,7 +150,8 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   const Tiling t(sizes.batch, k.lanes, blocks.count > 1 ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
   const int64_t chunk = blocks.count > 1 ? kBlockChunk : kChunk;
   const auto spmm = k.template indexed<Index>().spmm[t.tile];
-  const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
+  const double work =
+      (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, work);
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
 
@@ -177,8 +184,8 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
           for (int64_t block = 0; block < blocks.count; ++block) {
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
             spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
-                  blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r, block > 0, out,
-                  t.lanes});
+                  blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
+                  block > 0, out, t.lanes});
           }
           for (int64_t i = 0; i < count; i += kChunk) {
             unpack(k, out + i * t.lanes, std::min(kChunk, count - i), y, ys, sizes.batch, t, first + strip, r + i);
@@ -190,9 +197,9 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
 }
 
 template <class T, class Index>
-void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values, T* dx,
-                         Strides dxs, T* dvalues, T* dbias, const int32_t* ccol, const Index* row, const int32_t* perm,
-                         int threads) {
+void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values,
+                         T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* ccol, const Index* row,
+                         const int32_t* perm, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = ccol[sizes.cols];
   if (sizes.batch == 0) {
@@ -203,7 +210,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
   const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
   const auto& ops = k.template indexed<Index>();
-  const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
+  const double work =
+      (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, 2 * work);
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
 
@@ -225,7 +233,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     const auto cut = [&](int part) {
       return row_at(ccol, sizes.cols, kRowCost, weight * part / team, cut_alignment(sizes.cols, team));
     };
-    const Range columns{cut(thread), cut(thread + 1)};  // this thread's alone, in every strip: nobody else adds to their dw
+    // This thread's alone, in every strip: nobody else adds to their dw.
+    const Range columns{cut(thread), cut(thread + 1)};
     const Range mine{ccol[columns.begin], ccol[columns.end]};
     if (dx != nullptr) {
       for (int64_t i = mine.begin; i < mine.end; ++i) by_column[i] = values[perm[i]];
@@ -243,7 +252,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
         const Range rows = share(sizes.rows, thread, team);
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           T total = first > 0 ? dbias[r] : T(0);
-          for (int64_t strip = 0; strip < strips; ++strip) total += k.sum(packed_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
+          for (int64_t strip = 0; strip < strips; ++strip)
+            total += k.sum(packed_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
           dbias[r] = total;
         }
       }
@@ -254,8 +264,9 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
           const int64_t count = std::min(kChunk, columns.end - c);
           const int32_t* const begin = ccol + c;
           if (dw) {
-            (both ? ops.backward : ops.sddmm)[t.tile]({packed_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
-                                                       by_column, begin, begin + 1, count, false, out, t.lanes, dby_column});
+            (both ? ops.backward
+                  : ops.sddmm)[t.tile]({packed_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
+                                        by_column, begin, begin + 1, count, false, out, t.lanes, dby_column});
           } else {
             ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, out, t.lanes});
           }
@@ -269,10 +280,10 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   });
 }
 
-#define LTH_INSTANTIATE(T, Index)                                                                                         \
-  template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,       \
-                                             const int32_t*, const Index*, int);                                           \
-  template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*,      \
+#define LTH_INSTANTIATE(T, Index)                                                                                     \
+  template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,  \
+                                             const int32_t*, const Index*, int);                                      \
+  template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
                                               Strides, T*, T*, const int32_t*, const Index*, const int32_t*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)

@@ -1,8 +1,8 @@
 // y[r] = bias[r] + sum over the non-zeros k of row r of values[k] * x[offset[k]], for one strip of Tile registers.
 //
-// The Tile accumulators of a row never leave their registers; a non-zero costs one broadcast and Tile multiply-adds that
-// read x straight from memory. Narrow tiles keep several copies of the accumulators, since Tile multiply-adds alone would
-// wait for their own latency.
+// The Tile accumulators of a row never leave their registers; a non-zero costs one broadcast and Tile multiply-adds
+// that read x straight from memory. Narrow tiles keep several copies of the accumulators, since Tile multiply-adds
+// alone would wait for their own latency.
 
 template <class T, int Tile, class Index>
 void csr_spmm(const SpmmArgs<T, Index>& a) {

@@ -5,7 +5,8 @@
 
 namespace lth {
 
-void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes, const char* isa) {
+void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes,
+               const char* isa) {
   if (!exists) return;
   for (const char* index : {"u16", "i32"}) {
     names.push_back(std::string(bytes == 4 ? "f32" : "f64") + "_csr_" + op + "_" + std::to_string(tile) + "x" +

@@ -1,36 +1,173 @@
-// The bound is memory: expand writes `numel` elements and reads `nnz` values and positions, compress the reverse.
+// The bound is memory: both directions move `numel` and `nnz` elements and one bit for each weight.
+//
+// A chunk is handled by one of three loops: AVX-512 has the instructions (expand, compress), AVX2 permutes eight values by
+// a table of 256 rows, and plain C++ advances a pointer by each bit. Function attributes name the instruction set, since
+// these loops share no inline function with other sources.
 #include "expand.h"
 
-#include <cstring>
+#include <array>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
+#include "cpu_features.h"
 #include "parallel.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LTH_EXPAND_X86 1
+#include <immintrin.h>
+#endif
 
 namespace lth {
 namespace {
 
-// Elements copied in the time that waking a thread takes.
-constexpr double kCopiesPerGrain = 8.0;
+// Multiply-adds that take as long as moving one weight: what parallel.h counts in.
+constexpr double kMoveCost = 4.0;
+
+// One chunk: `count` weights of `dense`, `kept` of `values`.
+template <class T>
+using Chunk = void (*)(T* values, int64_t kept, const uint8_t* bits, T* dense, int64_t count);
+
+inline bool bit(const uint8_t* bits, int64_t i) { return (bits[i >> 3] >> (i & 7)) & 1; }
 
 template <class T>
-void expand_as(const T* values, const int32_t* flat, T* dense, int64_t nnz, int64_t numel, int threads) {
-  parallel(useful_threads(threads, kCopiesPerGrain * static_cast<double>(nnz)), [&](int thread, int team) {
-    const Range range = share(nnz, thread, team);
-    // A thread's piece of the dense tensor goes from its first position to the next thread's.
-    const int64_t begin = thread == 0 ? 0 : flat[range.begin];
-    const int64_t end = thread == team - 1 ? numel : flat[range.end];
-    if (begin == end) return;
-    std::memset(static_cast<void*>(dense + begin), 0, static_cast<size_t>(end - begin) * sizeof(T));
-    for (int64_t k = range.begin; k < range.end; ++k) dense[flat[k]] = values[k];
-  });
+void expand_from(int64_t i, T* values, int64_t k, int64_t kept, const uint8_t* bits, T* dense, int64_t count) {
+  for (; i < count; ++i) {
+    const bool live = bit(bits, i);
+    dense[i] = live && k < kept ? values[k] : T{0};
+    k += live;
+  }
 }
 
 template <class T>
-void compress_as(const T* dense, const int32_t* flat, T* values, int64_t nnz, int threads) {
-  parallel(useful_threads(threads, kCopiesPerGrain * static_cast<double>(nnz)), [&](int thread, int team) {
-    const Range range = share(nnz, thread, team);
-    for (int64_t k = range.begin; k < range.end; ++k) values[k] = dense[flat[k]];
+void compress_from(int64_t i, T* values, int64_t k, int64_t kept, const uint8_t* bits, const T* dense, int64_t count) {
+  for (; i < count && k < kept; ++i) {
+    values[k] = dense[i];  // overwritten by the next weight unless this one is kept
+    k += bit(bits, i);
+  }
+}
+
+template <class T>
+void expand_plain(T* values, int64_t kept, const uint8_t* bits, T* dense, int64_t count) {
+  expand_from(0, values, 0, kept, bits, dense, count);
+}
+
+template <class T>
+void compress_plain(T* values, int64_t kept, const uint8_t* bits, T* dense, int64_t count) {
+  compress_from<T>(0, values, 0, kept, bits, dense, count);
+}
+
+#if defined(LTH_EXPAND_X86)
+
+// For every byte: rank[i] = set bits below bit i (where value i comes from), place[k] = the k-th set bit.
+struct Permutations {
+  alignas(32) std::array<std::array<int32_t, 8>, 256> rank{}, place{};
+  Permutations() {
+    for (int byte = 0; byte < 256; ++byte) {
+      int k = 0;
+      for (int i = 0; i < 8; ++i) {
+        rank[byte][i] = k;
+        if ((byte >> i) & 1) place[byte][k++] = i;
+      }
+    }
+  }
+};
+
+const Permutations& permutations() {
+  static const Permutations instance;
+  return instance;
+}
+
+__attribute__((target("avx2"))) void expand_avx2(uint32_t* values, int64_t kept, const uint8_t* bits, uint32_t* dense,
+                                                 int64_t count) {
+  const Permutations& table = permutations();
+  const __m256i select = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  int64_t i = 0, k = 0;
+  for (; i + 8 <= count && k + 8 <= kept; i += 8) {
+    const uint8_t byte = bits[i >> 3];
+    const __m256i from = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.rank[byte].data()));
+    const __m256i spread = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<__m256i*>(values + k)), from);
+    const __m256i live = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), select), select);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(dense + i), _mm256_and_si256(spread, live));
+    k += __builtin_popcount(byte);
+  }
+  expand_from(i, values, k, kept, bits, dense, count);
+}
+
+__attribute__((target("avx2"))) void compress_avx2(uint32_t* values, int64_t kept, const uint8_t* bits, uint32_t* dense,
+                                                   int64_t count) {
+  const Permutations& table = permutations();
+  int64_t i = 0, k = 0;
+  // A store of eight may reach past the values of this byte, but never past those of the chunk, which are another
+  // thread's.
+  for (; i + 8 <= count && k + 8 <= kept; i += 8) {
+    const uint8_t byte = bits[i >> 3];
+    const __m256i from = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.place[byte].data()));
+    const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<__m256i*>(dense + i)), from);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + k), packed);
+    k += __builtin_popcount(byte);
+  }
+  compress_from<uint32_t>(i, values, k, kept, bits, dense, count);
+}
+
+__attribute__((target("avx512f"))) void expand_avx512(uint32_t* values, int64_t kept, const uint8_t* bits, uint32_t* dense,
+                                                      int64_t count) {
+  int64_t i = 0, k = 0;
+  for (; i + 16 <= count; i += 16) {
+    const unsigned live = bits[i >> 3] | static_cast<unsigned>(bits[(i >> 3) + 1]) << 8;
+    _mm512_storeu_si512(dense + i, _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(live), values + k));
+    k += __builtin_popcount(live);
+  }
+  expand_from(i, values, k, kept, bits, dense, count);
+}
+
+__attribute__((target("avx512f"))) void compress_avx512(uint32_t* values, int64_t kept, const uint8_t* bits,
+                                                        uint32_t* dense, int64_t count) {
+  int64_t i = 0, k = 0;
+  for (; i + 16 <= count; i += 16) {
+    const unsigned live = bits[i >> 3] | static_cast<unsigned>(bits[(i >> 3) + 1]) << 8;
+    const int found = __builtin_popcount(live);
+    // Compressing in the register and storing under a mask: the compressing store is microcoded on some processors.
+    const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(live), _mm512_loadu_si512(dense + i));
+    _mm512_mask_storeu_epi32(values + k, static_cast<__mmask16>((1u << found) - 1), packed);
+    k += found;
+  }
+  compress_from<uint32_t>(i, values, k, kept, bits, dense, count);
+}
+
+#endif
+
+template <class T>
+Chunk<T> expand_chunk() {
+#if defined(LTH_EXPAND_X86)
+  if constexpr (sizeof(T) == 4) {
+    if (current_isa() == Isa::avx512) return &expand_avx512;
+    if (current_isa() == Isa::avx2) return &expand_avx2;
+  }
+#endif
+  return &expand_plain<T>;
+}
+
+template <class T>
+Chunk<T> compress_chunk() {
+#if defined(LTH_EXPAND_X86)
+  if constexpr (sizeof(T) == 4) {
+    if (current_isa() == Isa::avx512) return &compress_avx512;
+    if (current_isa() == Isa::avx2) return &compress_avx2;
+  }
+#endif
+  return &compress_plain<T>;
+}
+
+template <class T>
+void each_chunk(Chunk<T> chunk, T* values, const uint8_t* bits, const int32_t* rank, T* dense, int64_t numel, int threads) {
+  const int64_t chunks = ceil_div(numel, kExpandChunk);
+  parallel(useful_threads(threads, kMoveCost * static_cast<double>(numel)), [&](int thread, int team) {
+    const Range range = share(chunks, thread, team);
+    for (int64_t c = range.begin; c < range.end; ++c) {
+      const int64_t at = c * kExpandChunk;
+      chunk(values + rank[c], rank[c + 1] - rank[c], bits + at / 8, dense + at, std::min(kExpandChunk, numel - at));
+    }
   });
 }
 
@@ -45,17 +182,22 @@ void with_width(int width, Body&& body) {
 
 }  // namespace
 
-void expand(const void* values, const int32_t* flat, void* dense, int64_t nnz, int64_t numel, int width, int threads) {
+// One loop serves both directions, hence the casts: expand only reads the values, compress only the dense tensor.
+void expand(const void* values, const uint8_t* bits, const int32_t* rank, void* dense, int64_t numel, int width,
+            int threads) {
   with_width(width, [&](auto* as) {
     using T = std::remove_pointer_t<decltype(as)>;
-    expand_as(static_cast<const T*>(values), flat, static_cast<T*>(dense), nnz, numel, threads);
+    each_chunk<T>(expand_chunk<T>(), static_cast<T*>(const_cast<void*>(values)), bits, rank, static_cast<T*>(dense),
+                  numel, threads);
   });
 }
 
-void compress(const void* dense, const int32_t* flat, void* values, int64_t nnz, int width, int threads) {
+void compress(const void* dense, const uint8_t* bits, const int32_t* rank, void* values, int64_t numel, int width,
+              int threads) {
   with_width(width, [&](auto* as) {
     using T = std::remove_pointer_t<decltype(as)>;
-    compress_as(static_cast<const T*>(dense), flat, static_cast<T*>(values), nnz, threads);
+    each_chunk<T>(compress_chunk<T>(), static_cast<T*>(values), bits, rank, static_cast<T*>(const_cast<void*>(dense)),
+                  numel, threads);
   });
 }
 

@@ -1,7 +1,8 @@
 // The kernels compiled for avx2, whatever flags the rest of the build uses: a target region around the shared *-inl.h.
 //
-// Everything from the standard library is included before the region opens and nothing in the region calls into it, so that no
-// inline function shared with other files is ever compiled for this instruction set (one definition per program).
+// Everything from the standard library is included before the region opens and nothing in the region calls into it, so
+// that no inline function shared with other files is ever compiled for this instruction set (one definition per
+// program).
 #include "table.h"
 
 #if defined(__x86_64__)

@@ -1,7 +1,9 @@
-// The kernels compiled for avx512, whatever flags the rest of the build uses: a target region around the shared *-inl.h.
+// The kernels compiled for avx512, whatever flags the rest of the build uses: a target region around the shared
+// *-inl.h.
 //
-// Everything from the standard library is included before the region opens and nothing in the region calls into it, so that no
-// inline function shared with other files is ever compiled for this instruction set (one definition per program).
+// Everything from the standard library is included before the region opens and nothing in the region calls into it, so
+// that no inline function shared with other files is ever compiled for this instruction set (one definition per
+// program).
 #include "table.h"
 
 #if defined(__x86_64__)
@@ -19,7 +21,8 @@
 #define LTH_ISA "avx512"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")

@@ -1,8 +1,8 @@
 // The table through which the drivers (csr_linear, csr_conv) reach the compute kernels of one instruction set.
 //
-// Two microkernels do all the multiplying. Both see activations as *strips*: `tile` registers of `lanes` values, contiguous
-// for each feature, so that a lane is one sample (linear) or one (pixel, image) pair (convolution). A non-zero is an offset to
-// the strip it reads, in units of `unit` elements, and a value:
+// Two microkernels do all the multiplying. Both see activations as *strips*: `tile` registers of `lanes` values,
+// contiguous for each feature, so that a lane is one sample (linear) or one (pixel, image) pair (convolution). A
+// non-zero is an offset to the strip it reads, in units of `unit` elements, and a value:
 //     csr_spmm      y[r]  = bias[r] + sum_k values[k] * x[offset[k]]                    forward, and dX alone
 //     csr_backward  dx[c] = sum_k values[k] * dy[offset[k]],  dw[k] += <x[c], dy[offset[k]]>   both in one pass over dy
 //     csr_sddmm     the second half only, for layers whose input needs no gradient
@@ -36,7 +36,8 @@ struct SpmmArgs {
   int64_t y_pitch;
 };
 
-// columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx only.
+// columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
+// only.
 template <class T, class Index>
 struct BackwardArgs {
   const T* x;
@@ -58,15 +59,15 @@ template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
   using Backward = void (*)(const BackwardArgs<T, Index>&);
-  Spmm spmm[kMaxTile + 1] = {};          // by tile; null where the list or the register file has none
+  Spmm spmm[kMaxTile + 1] = {};  // by tile; null where the list or the register file has none
   Backward backward[kMaxTile + 1] = {};
   Backward sddmm[kMaxTile + 1] = {};
 };
 
 template <class T>
 struct Kernels {
-  int64_t lanes = 0;              // values in a register
-  int64_t spmm_tile = 0;          // widest tile of each kernel
+  int64_t lanes = 0;      // values in a register
+  int64_t spmm_tile = 0;  // widest tile of each kernel
   int64_t backward_tile = 0;
   IndexedKernels<T, uint16_t> u16;
   IndexedKernels<T, int32_t> i32;
@@ -81,16 +82,24 @@ struct Kernels {
 
 template <>
 template <>
-inline const IndexedKernels<float, uint16_t>& Kernels<float>::indexed<uint16_t>() const { return u16; }
+inline const IndexedKernels<float, uint16_t>& Kernels<float>::indexed<uint16_t>() const {
+  return u16;
+}
 template <>
 template <>
-inline const IndexedKernels<float, int32_t>& Kernels<float>::indexed<int32_t>() const { return i32; }
+inline const IndexedKernels<float, int32_t>& Kernels<float>::indexed<int32_t>() const {
+  return i32;
+}
 template <>
 template <>
-inline const IndexedKernels<double, uint16_t>& Kernels<double>::indexed<uint16_t>() const { return u16; }
+inline const IndexedKernels<double, uint16_t>& Kernels<double>::indexed<uint16_t>() const {
+  return u16;
+}
 template <>
 template <>
-inline const IndexedKernels<double, int32_t>& Kernels<double>::indexed<int32_t>() const { return i32; }
+inline const IndexedKernels<double, int32_t>& Kernels<double>::indexed<int32_t>() const {
+  return i32;
+}
 
 struct KernelTable {
   Kernels<float> f32;
@@ -98,9 +107,15 @@ struct KernelTable {
 };
 
 // One table per instruction set that this build contains; null where it does not.
-namespace scalar { const KernelTable* table(); }
-namespace avx2 { const KernelTable* table(); }
-namespace avx512 { const KernelTable* table(); }
+namespace scalar {
+const KernelTable* table();
+}
+namespace avx2 {
+const KernelTable* table();
+}
+namespace avx512 {
+const KernelTable* table();
+}
 
 const KernelTable& table_of(Isa isa);  // throws std::invalid_argument when this build has no kernels for isa
 

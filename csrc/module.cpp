@@ -1,7 +1,7 @@
 // lth_sparse._C: the only file that knows Python. It turns integers into pointers and types, and nothing else.
 //
-// Arguments are checked in Python (lth_sparse/ops); here only what would make a call meaningless is refused. No function
-// holds the GIL while it computes. lth_sparse/_C.pyi documents every function.
+// Arguments are checked in Python (lth_sparse/ops); here only what would make a call meaningless is refused. No
+// function holds the GIL while it computes. lth_sparse/_C.pyi documents every function.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -36,7 +36,8 @@ struct Type {
 // Calls body(Type<value>, Type<index>) for the types that the codes name.
 template <class Body>
 void with_types(int dtype, int index_bits, Body&& body) {
-  if (dtype != 0 && dtype != 1) throw std::invalid_argument("dtype: expected 0 (float32) or 1 (float64), got " + std::to_string(dtype));
+  if (dtype != 0 && dtype != 1)
+    throw std::invalid_argument("dtype: expected 0 (float32) or 1 (float64), got " + std::to_string(dtype));
   if (index_bits != 16 && index_bits != 32) {
     throw std::invalid_argument("index_bits: expected 16 or 32, got " + std::to_string(index_bits));
   }
@@ -48,7 +49,8 @@ void with_types(int dtype, int index_bits, Body&& body) {
 
 void at_least(const char* name, int64_t value, int64_t least) {
   if (value < least) {
-    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " + std::to_string(value));
+    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
+                                std::to_string(value));
   }
 }
 
@@ -64,8 +66,8 @@ void check_linear(int64_t batch, int64_t rows, int64_t cols, int threads) {
 }
 
 void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Pointer crow, Pointer col, int64_t batch,
-                        int64_t rows, int64_t cols, int64_t x_batch_stride, int64_t x_feature_stride, int64_t y_batch_stride,
-                        int64_t y_feature_stride, int index_bits, int dtype, int threads) {
+                        int64_t rows, int64_t cols, int64_t x_batch_stride, int64_t x_feature_stride,
+                        int64_t y_batch_stride, int64_t y_feature_stride, int index_bits, int dtype, int threads) {
   check_linear(batch, rows, cols, threads);
   not_null("crow", crow, true);
   not_null("x", x, batch > 0 && cols > 0);
@@ -73,17 +75,17 @@ void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
   with_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
-    lth::csr_linear_forward<T, Index>({batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
-                                      as<const T>(bias), as<T>(y), {y_batch_stride, y_feature_stride}, as<const int32_t>(crow),
-                                      as<const Index>(col), threads);
+    lth::csr_linear_forward<T, Index>(
+        {batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values), as<const T>(bias),
+        as<T>(y), {y_batch_stride, y_feature_stride}, as<const int32_t>(crow), as<const Index>(col), threads);
   });
 }
 
-void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias, Pointer crow,
-                         Pointer /*col*/, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows, int64_t cols,
-                         int64_t grad_batch_stride, int64_t grad_feature_stride, int64_t x_batch_stride,
-                         int64_t x_feature_stride, int64_t dx_batch_stride, int64_t dx_feature_stride, int index_bits,
-                         int dtype, int threads) {
+void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
+                         Pointer crow, Pointer /*col*/, Pointer ccol, Pointer row, Pointer perm, int64_t batch,
+                         int64_t rows, int64_t cols, int64_t grad_batch_stride, int64_t grad_feature_stride,
+                         int64_t x_batch_stride, int64_t x_feature_stride, int64_t dx_batch_stride,
+                         int64_t dx_feature_stride, int index_bits, int dtype, int threads) {
   check_linear(batch, rows, cols, threads);
   not_null("crow", crow, true);
   not_null("ccol", ccol, true);
@@ -93,17 +95,17 @@ void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_linear_backward<T, Index>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
-                                       as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values), as<T>(dx),
-                                       {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
+                                       as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
+                                       as<T>(dx), {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
                                        as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm), threads);
   });
 }
 
 void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Pointer crow, Pointer col, int64_t n,
                         int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
-                        int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
-                        int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, int index_bits, int dtype,
-                        int threads) {
+                        int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                        int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
+                        int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
   lth::check(sizes);
@@ -119,11 +121,11 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
   });
 }
 
-void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias, Pointer crow,
-                         Pointer col, int64_t n, int64_t channels, int64_t height, int64_t width, int64_t out_channels,
-                         int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
-                         int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
-                         int index_bits, int dtype, int threads) {
+void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
+                         Pointer crow, Pointer col, int64_t n, int64_t channels, int64_t height, int64_t width,
+                         int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                         int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
+                         int64_t out_h, int64_t out_w, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
   lth::check(sizes);
@@ -135,7 +137,8 @@ void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_conv2d_backward<T, Index>(sizes, as<const T>(grad), as<const T>(x), as<const T>(values), as<T>(dx),
-                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(crow), as<const Index>(col), threads);
+                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(crow), as<const Index>(col),
+                                       threads);
   });
 }
 
@@ -196,27 +199,30 @@ std::vector<std::string> names_of(const std::vector<lth::Isa>& isas) {
 PYBIND11_MODULE(_C, m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.doc() = "CPU kernels of lth_sparse; see _C.pyi";
-  m.def("csr_linear_forward", &csr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("y"),
-        py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("x_batch_stride"),
-        py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("index_bits"),
+  m.def("csr_linear_forward", &csr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),
+        py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"), py::arg("cols"),
+        py::arg("x_batch_stride"), py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"),
+        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("csr_linear_backward", &csr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("ccol"),
+        py::arg("row"), py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"),
+        py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("x_batch_stride"),
+        py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("index_bits"),
         py::arg("dtype"), py::arg("threads"));
-  m.def("csr_linear_backward", &csr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("dx"),
-        py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("ccol"), py::arg("row"),
-        py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("grad_batch_stride"),
-        py::arg("grad_feature_stride"), py::arg("x_batch_stride"), py::arg("x_feature_stride"), py::arg("dx_batch_stride"),
-        py::arg("dx_feature_stride"), py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
-  m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"), py::arg("y"),
-        py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
-        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
-        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
+  m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),
+        py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
+        py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
+        py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"),
+        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("index_bits"), py::arg("dtype"),
+        py::arg("threads"));
+  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("n"),
+        py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"),
+        py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"),
+        py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
-  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("dx"),
-        py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
-        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
-        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
-        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
-  m.def("expand", &expand, no_gil, py::arg("values"), py::arg("flat"), py::arg("dense"), py::arg("nnz"), py::arg("numel"),
-        py::arg("width"), py::arg("threads"));
+  m.def("expand", &expand, no_gil, py::arg("values"), py::arg("flat"), py::arg("dense"), py::arg("nnz"),
+        py::arg("numel"), py::arg("width"), py::arg("threads"));
   m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("flat"), py::arg("values"), py::arg("nnz"),
         py::arg("width"), py::arg("threads"));
   m.def("isa", [] { return lth::name_of(lth::current_isa()); });

@@ -1,7 +1,8 @@
-// Moving activations into and out of strips: blocked transposition through registers, and the sum that gives bias gradients.
-// Edges are part of the same loop (partial loads and stores), so that odd sizes keep the speed of even ones.
+// Moving activations into and out of strips: blocked transposition through registers, and the sum that gives bias
+// gradients. Edges are part of the same loop (partial loads and stores), so that odd sizes keep the speed of even ones.
 
-// One block of lanes x lanes values. Not inlined: in a loop the compiler would keep all the row addresses, and spill them.
+// One block of lanes x lanes values. Not inlined: in a loop the compiler would keep all the row addresses, and spill
+// them.
 template <class T>
 __attribute__((noinline)) void transpose_block(const T* src, int64_t src_pitch, T* dst, int64_t dst_pitch) {
   using V = Vec<T>;
@@ -15,8 +16,8 @@ __attribute__((noinline)) void transpose_block(const T* src, int64_t src_pitch, 
 
 // A block at the edge: `rows` x `columns` values; each row written is `wide` long and ends in zeros.
 template <class T>
-__attribute__((noinline)) void transpose_edge(const T* src, int64_t src_pitch, int rows, int columns, T* dst, int64_t dst_pitch,
-                                              int wide) {
+__attribute__((noinline)) void transpose_edge(const T* src, int64_t src_pitch, int rows, int columns, T* dst,
+                                              int64_t dst_pitch, int wide) {
   using V = Vec<T>;
   typename V::reg block[V::kLanes];
 #pragma GCC unroll 16
@@ -51,7 +52,8 @@ void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, in
       if (rows == kL && columns == kL && wide == kL) {
         transpose_block(s, src_pitch, d, dst_pitch);
       } else {
-        transpose_edge(s, src_pitch, static_cast<int>(rows), static_cast<int>(columns), d, dst_pitch, static_cast<int>(wide));
+        transpose_edge(s, src_pitch, static_cast<int>(rows), static_cast<int>(columns), d, dst_pitch,
+                       static_cast<int>(wide));
       }
     }
   }

@@ -26,7 +26,8 @@ void parallel(int threads, Body&& body) {
   body(0, 1);
 }
 
-// All threads of the innermost team wait for each other. `threads` is the team's size: a team of one has nobody to wait for.
+// All threads of the innermost team wait for each other. `threads` is the team's size: a team of one has nobody to wait
+// for.
 inline void barrier(int threads) {
   if (threads > 1) {
 #if defined(_OPENMP)
@@ -42,19 +43,22 @@ struct Range {
 // The part-th of `parts` nearly equal pieces of [0, total).
 inline Range share(int64_t total, int part, int parts) { return {total * part / parts, total * (part + 1) / parts}; }
 
-// Where to cut rows of unequal length: the first row in [0, rows] at which pointers[row] + row * row_cost reaches `weight`,
-// rounded down to a multiple of `align` unless it is the end.
+// Where to cut rows of unequal length: the first row in [0, rows] at which pointers[row] + row * row_cost reaches
+// `weight`, rounded down to a multiple of `align` unless it is the end.
 inline int64_t row_at(const int32_t* pointers, int64_t rows, int64_t row_cost, int64_t weight, int64_t align = 1) {
   int64_t low = 0, high = rows;
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
-    if (pointers[middle] - pointers[0] + middle * row_cost < weight) low = middle + 1;
-    else high = middle;
+    if (pointers[middle] - pointers[0] + middle * row_cost < weight)
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low == rows ? rows : low / align * align;
 }
 
-// Multiply-adds of work that are worth waking a thread for, which costs microseconds. Settable, for tests and measurements.
+// Multiply-adds of work that are worth waking a thread for, which costs microseconds. Settable, for tests and
+// measurements.
 inline std::atomic<int64_t>& thread_grain() {
   static std::atomic<int64_t> grain{1 << 17};
   return grain;
@@ -62,7 +66,8 @@ inline std::atomic<int64_t>& thread_grain() {
 
 // At most `threads`, and no more than there are grains of work.
 inline int useful_threads(int threads, double multiply_adds) {
-  return static_cast<int>(std::max(1.0, std::min<double>(threads, multiply_adds / static_cast<double>(thread_grain()))));
+  return static_cast<int>(
+      std::max(1.0, std::min<double>(threads, multiply_adds / static_cast<double>(thread_grain()))));
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

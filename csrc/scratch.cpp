@@ -1,3 +1,4 @@
+// See scratch.h. A block is taken out of its slot while it is leased, so that nobody else can have it.
 #include "scratch.h"
 
 #include <atomic>
@@ -15,7 +16,8 @@ struct Block {
 namespace {
 
 constexpr int kSlots = 8;
-constexpr int kPatience = 64;  // such leases before a block is freed: a large layer that returns every step keeps its block
+constexpr int kPatience =
+    64;  // such leases before a block is freed: a large layer that returns every step keeps its block
 constexpr size_t kPage = 4096;
 std::atomic<Block*> slots[kSlots];
 

@@ -1,9 +1,10 @@
-// Scratch memory for one call: a 64-byte aligned block leased from a small cache, so that the steady state of a training loop
-// meets neither malloc nor page faults.
+// Scratch memory for one call: a 64-byte aligned block leased from a small cache, so that the steady state of a
+// training loop meets neither malloc nor page faults.
 //
-// A Plan adds up the pieces a call needs; a Scratch leases one block for them all and gives it back at the end of its scope.
-// Calls from several Python threads each lease a block of their own; the cache is a few atomic slots, without a lock that a
-// fork could leave closed. A block that stays far too large for what is asked of it is freed; trim() frees all.
+// A Plan adds up the pieces a call needs; a Scratch leases one block for them all and gives it back at the end of its
+// scope. Calls from several Python threads each lease a block of their own; the cache is a few atomic slots, without a
+// lock that a fork could leave closed. A block that stays far too large for what is asked of it is freed; trim() frees
+// all.
 #pragma once
 
 #include <cstddef>

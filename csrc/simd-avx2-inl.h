@@ -1,5 +1,6 @@
-// AVX2 + FMA: Vec<float> of 8 lanes and Vec<double> of 4. Included inside a target region and a namespace; see kernels-avx2.cpp.
-// The same members in simd-avx512-inl.h and simd-scalar-inl.h; what each means is written in simd-scalar-inl.h.
+// AVX2 + FMA: Vec<float> of 8 lanes and Vec<double> of 4. Included inside a target region and a namespace; see
+// kernels-avx2.cpp. The same members in simd-avx512-inl.h and simd-scalar-inl.h; what each means is written in
+// simd-scalar-inl.h.
 
 template <class T>
 struct Vec;
@@ -101,7 +102,5 @@ struct Vec<double> {
   }
 
  private:
-  static __m256i first(int n) {
-    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
-  }
+  static __m256i first(int n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
 };

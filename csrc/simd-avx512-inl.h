@@ -1,5 +1,6 @@
-// AVX-512: Vec<float> of 16 lanes and Vec<double> of 8. Included inside a target region and a namespace; see kernels-avx512.cpp.
-// The same members in simd-avx2-inl.h and simd-scalar-inl.h; what each means is written in simd-scalar-inl.h.
+// AVX-512: Vec<float> of 16 lanes and Vec<double> of 8. Included inside a target region and a namespace; see
+// kernels-avx512.cpp. The same members in simd-avx2-inl.h and simd-scalar-inl.h; what each means is written in
+// simd-scalar-inl.h.
 
 template <class T>
 struct Vec;
@@ -27,7 +28,8 @@ struct Vec<float> {
   static void add_sums(float* out, const reg (&p)[4]) {
     const reg a = add(_mm512_shuffle_f32x4(p[0], p[1], 0x44), _mm512_shuffle_f32x4(p[0], p[1], 0xee));
     const reg b = add(_mm512_shuffle_f32x4(p[2], p[3], 0x44), _mm512_shuffle_f32x4(p[2], p[3], 0xee));
-    reg c = add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));  // 128-bit lane i: four parts of sum i
+    reg c =
+        add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));  // 128-bit lane i: four parts of sum i
     c = add(c, _mm512_permute_ps(c, 0xb1));
     c = add(c, _mm512_permute_ps(c, 0x4e));
     const reg s = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), c);

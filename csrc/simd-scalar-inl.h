@@ -1,5 +1,6 @@
-// The instruction set every machine has: 16-byte vectors in the compiler's own vector extension, so that it becomes SSE2 on
-// x86-64 and NEON on AArch64 without an intrinsic. It also says what the members of Vec mean; the other simd-*-inl.h follow it.
+// The instruction set every machine has: 16-byte vectors in the compiler's own vector extension, so that it becomes
+// SSE2 on x86-64 and NEON on AArch64 without an intrinsic. It also says what the members of Vec mean; the other
+// simd-*-inl.h follow it.
 
 template <class T>
 struct Reg;
@@ -34,7 +35,9 @@ struct Vec {
   static void store_part(T* p, reg v, int n) {  // the first n values; writes nothing beyond them
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
-  static reg keep(reg v) { return v; }  // v in a register: stops a load from being repeated as the operand of two instructions
+  static reg keep(reg v) {
+    return v;
+  }  // v in a register: stops a load from being repeated as the operand of two instructions
   static reg add(reg a, reg b) { return a + b; }
   static reg fma(reg a, reg b, reg c) { return a * b + c; }
   static T sum(reg v) {

@@ -1,5 +1,6 @@
-// Fills the KernelTable of the instruction set whose namespace and target region surround this file, from microkernels.def.
-// The only other content of an instruction set is its Vec (simd-*-inl.h). Needs LTH_ISA, the set's name as a string.
+// Fills the KernelTable of the instruction set whose namespace and target region surround this file, from
+// microkernels.def. The only other content of an instruction set is its Vec (simd-*-inl.h). Needs LTH_ISA, the set's
+// name as a string.
 
 template <class T, int Tile, class Index>
 void add_spmm(IndexedKernels<T, Index>& k) {
@@ -23,9 +24,9 @@ void fill(Kernels<T>& k) {
   k.backward_tile = Vec<T>::kBackwardTile;
   k.transpose = &transpose<T>;
   k.sum = &sum<T>;
-#define LTH_MICROKERNEL(op, tile)            \
-  add_##op<T, tile, uint16_t>(k.u16);        \
-  add_##op<T, tile, int32_t>(k.i32);         \
+#define LTH_MICROKERNEL(op, tile)     \
+  add_##op<T, tile, uint16_t>(k.u16); \
+  add_##op<T, tile, int32_t>(k.i32);  \
   add_names(k.names, #op, tile, k.u16.op[tile] != nullptr, Vec<T>::kLanes, sizeof(T), LTH_ISA);
 #include "microkernels.def"
 }

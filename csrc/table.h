@@ -1,5 +1,6 @@
-// The part of table-inl.h that uses the standard library, kept outside every target region: a std:: function compiled inside
-// one could be the copy the linker keeps for the whole program, and would then fault on processors without that instruction set.
+// The part of table-inl.h that uses the standard library, kept outside every target region: a std:: function compiled
+// inside one could be the copy the linker keeps for the whole program, and would then fault on processors without that
+// instruction set.
 #pragma once
 
 #include <string>
@@ -10,7 +11,8 @@
 namespace lth {
 
 // "f32_csr_spmm_8x16_u16__avx512" and its int32 sibling, unless the kernel does not exist for this instruction set.
-void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes, const char* isa);
+void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes,
+               const char* isa);
 
 // Lives as long as the process: its destructor would be one of those inline functions.
 const KernelTable* make_table(void (*fill_f32)(Kernels<float>&), void (*fill_f64)(Kernels<double>&));

@@ -27,7 +27,7 @@ __all__ = ["Choice", "Timing", "choose_layout", "measure"]
 #: Density up to which CSR is taken without a measurement, by the number of dimensions of the weight. Below the
 #: break-even points found in ``benchmarks/`` (forward plus all gradients, dense torch = 1), so that a guess errs
 #: towards dense.
-BREAK_EVEN = {2: 0.5, 3: 0.25, 4: 0.25}
+BREAK_EVEN = {2: 0.65, 3: 0.5, 4: 0.5}
 
 #: A candidate is run for about this long, seconds, and at least this often.
 BUDGET, ROUNDS = 0.04, 5

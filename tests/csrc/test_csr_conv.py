@@ -112,6 +112,18 @@ def test_reductions_longer_than_a_cache_are_done_in_blocks(conv: Any, near: Any,
         near(gradient, expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_taller_than_a_band_of_rows(conv: Any, near: Any, isa: str, threads: int, stride: int) -> None:
+    layer = conv(torch.rand(33, 35, 3, 3) < 0.1, 16, (stride, stride), (1, 1))
+    x, values, bias = torch.randn(17, 35, 60, 18), torch.randn(layer.nnz), torch.randn(33)
+    grad = torch.randn(17, 33, *layer.out(x))
+    truth = layer.truth(grad, x, values, bias)
+    near(layer.forward(x, values, bias, threads), truth[0])
+    for gradient, expected in zip(layer.backward(grad, x, values, threads), truth[1:], strict=True):
+        near(gradient, expected)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_so_many_weights_that_all_threads_sort_them(conv: Any, near: Any, isa: str, threads: int) -> None:
     layer = conv(torch.rand(150, 160, 3, 3) < 0.4, 16, (1, 1), (1, 1))

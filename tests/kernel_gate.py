@@ -1,0 +1,136 @@
+"""The ahead-of-time gate: compiles the shipped configurations without a GPU and reads what became of them.
+
+Triton brings NVIDIA's assembler and disassembler, so registers, spills, shared memory and instructions are facts that
+need no device. ``python tests/kernel_gate.py`` (``make gpu-compile``) prints the whole table and fails if a
+configuration breaks a rule of :func:`faults`; ``tests/kernels/test_compile.py`` holds a part of it in every run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lth_sparse.kernels import bsr_linear
+from lth_sparse.kernels.launch import DTYPES, PRODUCTS, Device, Problem, Tile, heuristic, padded
+
+#: Name, compiler target, device: the shared memory is what one program may use, from the vendors' manuals.
+DEVICES: dict[str, tuple[GPUTarget, Device]] = {
+    "sm_80": (GPUTarget("cuda", 80, 32), Device("sm_80", 80, 166912, 108)),
+    "sm_86": (GPUTarget("cuda", 86, 32), Device("sm_86", 86, 101376, 84)),
+    "sm_90": (GPUTarget("cuda", 90, 32), Device("sm_90", 90, 232448, 132)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), Device("gfx942", 942, 65536, 304, hip=True)),
+}
+BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 16), (16, 64))
+SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+REGISTERS = 255
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one configuration became.
+
+    Attributes:
+        registers, spills: registers of a thread and bytes of its stack (bytes of scratch on gfx942).
+        shared: bytes of shared memory of a program.
+        mma: the matrix instructions in it, most frequent first.
+        copies: the asynchronous copies in it by name; empty where loads go through registers.
+    """
+
+    device: str
+    problem: Problem
+    tile: Tile
+    registers: int
+    spills: int
+    shared: int
+    mma: tuple[str, ...]
+    copies: tuple[str, ...]
+
+
+def arguments(problem: Problem, tile: Tile) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """The kernel of a product, its signature and its constants, as a launch on contiguous tensors gives them."""
+    element = SHORT[problem.dtype]
+    r, c = problem.block
+    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    constants: dict[str, Any] = blocks | {"PRECISION": tile.precision, "WIDE": False}
+    if problem.product == "weight_gradient":
+        kernel = bsr_linear.scatter_kernel
+        pointers = {"grad": element, "x": element, "target": "fp32", "offsets": "i32", "indices": "i32"}
+        constants |= {"R": r, "R_P": padded(r), "C": c, "C_P": padded(c, 1), "SEARCH": 256, "value_mask": None}
+        constants |= {"grad_n": 1, "x_k": 1}
+    else:
+        kernel = bsr_linear.gather_kernel
+        transposed = problem.product == "input_gradient"
+        out, red = (c, r) if transposed else (r, c)
+        pointers = {"x": element, "values": element, "y": element, "offsets": "i32", "indices": "i32"}
+        if transposed:
+            pointers["perm"] = "i32"
+            constants["bias"] = None
+        else:
+            pointers["bias"] = element
+            constants["perm"] = None
+        constants |= {"OUT": out, "OUT_P": padded(out), "RED": red, "RED_P": padded(red, 1), "EVEN_RED": True}
+        constants |= {"VALUE_OUT": 1 if transposed else c, "VALUE_RED": c if transposed else 1}
+        constants |= {"x_red": 1, "y_out": 1}
+    signature = {
+        name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
+        for name in kernel.arg_names
+    }
+    return kernel, signature, constants
+
+
+def compile_one(name: str, problem: Problem, tile: Tile | None = None) -> Compiled:
+    """Compile one problem for one device; without a tile, the one that the heuristic takes."""
+    target, device = DEVICES[name]
+    tile = tile or heuristic(device, problem)
+    kernel, signature, constants = arguments(problem, tile)
+    # Sizes and strides that 16 divides and pointers that are aligned: what a launch on an ordinary layer specialises.
+    whole = {(index,): [["tt.divisibility", 16]] for index, arg in enumerate(kernel.arg_names) if arg not in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=whole)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    built = triton.compile(source, target=target, options=options)
+    if device.hip:
+        text = built.asm["amdgcn"]
+        registers = int(re.findall(r"\.vgpr_count:\s+(\d+)", text)[0])
+        spills = int(re.findall(r"\.private_segment_fixed_size:\s+(\d+)", text)[0])
+        mma = re.findall(r"v_mfma_\w+", text)
+        copies = re.findall(r"(?:buffer|global)_load_lds\w*", text)
+    else:
+        registers, spills, text = disassemble(built.asm["cubin"])
+        ptx = built.asm["ptx"]
+        mma = re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m64n\d+k\d+)|mma\.sync\.aligned\.(m\d+n\d+k\d+)", ptx)
+        mma = ["wgmma " + wide if wide else "mma " + narrow for wide, narrow in mma]
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global|cp\.async\.bulk\.tensor", ptx)
+    counted = tuple(sorted(set(mma), key=mma.count, reverse=True))
+    return Compiled(
+        name, problem, tile, registers, spills, built.metadata.shared, counted, tuple(sorted(set(copies)))
+    )
+
+
+def disassemble(cubin: bytes) -> tuple[int, int, str]:
+    """(registers, bytes of stack and local memory, text) of the one kernel of a cubin."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if found is None:
+        raise ValueError(f"cuobjdump: expected a line of resource usage, got {text!r}")
+    return int(found[1]), int(found[2]) + int(found[3]), text
+
+
+if __name__ == "__main__":
+    pass
