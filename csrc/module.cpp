@@ -142,23 +142,28 @@ void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
   });
 }
 
-void expand(Pointer values, Pointer flat, Pointer dense, int64_t nnz, int64_t numel, int width, int threads) {
+void check_move(Pointer values, Pointer bits, Pointer rank, Pointer dense, int64_t nnz, int64_t numel, int threads) {
   at_least("nnz", nnz, 0);
   at_least("numel", numel, nnz);
   at_least("threads", threads, 1);
   not_null("dense", dense, numel > 0);
   not_null("values", values, nnz > 0);
-  not_null("flat", flat, nnz > 0);
-  lth::expand(as<const void>(values), as<const int32_t>(flat), as<void>(dense), nnz, numel, width, threads);
+  not_null("bits", bits, numel > 0);
+  not_null("rank", rank, numel > 0);
 }
 
-void compress(Pointer dense, Pointer flat, Pointer values, int64_t nnz, int width, int threads) {
-  at_least("nnz", nnz, 0);
-  at_least("threads", threads, 1);
-  not_null("dense", dense, nnz > 0);
-  not_null("values", values, nnz > 0);
-  not_null("flat", flat, nnz > 0);
-  lth::compress(as<const void>(dense), as<const int32_t>(flat), as<void>(values), nnz, width, threads);
+void expand(Pointer values, Pointer bits, Pointer rank, Pointer dense, int64_t nnz, int64_t numel, int width,
+            int threads) {
+  check_move(values, bits, rank, dense, nnz, numel, threads);
+  lth::expand(as<const void>(values), as<const uint8_t>(bits), as<const int32_t>(rank), as<void>(dense), numel, width,
+              threads);
+}
+
+void compress(Pointer dense, Pointer bits, Pointer rank, Pointer values, int64_t nnz, int64_t numel, int width,
+              int threads) {
+  check_move(values, bits, rank, dense, nnz, numel, threads);
+  lth::compress(as<const void>(dense), as<const uint8_t>(bits), as<const int32_t>(rank), as<void>(values), numel, width,
+                threads);
 }
 
 py::dict build_info() {
@@ -221,10 +226,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"),
         py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
-  m.def("expand", &expand, no_gil, py::arg("values"), py::arg("flat"), py::arg("dense"), py::arg("nnz"),
-        py::arg("numel"), py::arg("width"), py::arg("threads"));
-  m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("flat"), py::arg("values"), py::arg("nnz"),
-        py::arg("width"), py::arg("threads"));
+  m.def("expand", &expand, no_gil, py::arg("values"), py::arg("bits"), py::arg("rank"), py::arg("dense"),
+        py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
+  m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("bits"), py::arg("rank"), py::arg("values"),
+        py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
   m.def("isa", [] { return lth::name_of(lth::current_isa()); });
   m.def("isas", [] { return names_of(lth::runnable_isas()); });
   m.def("set_isa", &lth::set_isa, py::arg("name"));

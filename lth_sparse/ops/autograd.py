@@ -90,24 +90,24 @@ class _Expand(torch.autograd.Function):
     """Linear in ``values``, so each is the other's derivative, to any order."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, flat: Tensor, numel: int) -> Tensor:
-        ctx.flat = flat
-        return schemas.expand(values, flat, numel)
+    def forward(ctx: Any, values: Tensor, index: Sequence[Tensor], numel: int) -> Tensor:
+        ctx.index, ctx.nnz = index, values.numel()
+        return schemas.expand(values, *index, numel)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Compress.apply(grads[0], ctx.flat), None, None
+        return _Compress.apply(grads[0], ctx.index, ctx.nnz), None, None
 
 
 class _Compress(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dense: Tensor, flat: Tensor) -> Tensor:
-        ctx.flat, ctx.numel = flat, dense.numel()
-        return schemas.compress(dense, flat)
+    def forward(ctx: Any, dense: Tensor, index: Sequence[Tensor], nnz: int) -> Tensor:
+        ctx.index, ctx.numel = index, dense.numel()
+        return schemas.compress(dense, *index, nnz)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Expand.apply(grads[0], ctx.flat, ctx.numel), None
+        return _Expand.apply(grads[0], ctx.index, ctx.numel), None, None
 
 
 def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
@@ -124,12 +124,12 @@ def linear(
     return _Linear.apply(x, values, bias, kind, shape, index)
 
 
-def expand(values: Tensor, flat: Tensor, shape: Sequence[int]) -> Tensor:
-    """Dense tensor of ``shape`` with ``values`` at the flat positions, else zero. Differentiable. Checks nothing."""
+def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Dense tensor of ``shape`` with ``values`` where the dense layout's index says, else zero. Checks nothing."""
     numel = math.prod(shape)
-    if flat.numel() == numel:  # everything is kept, in order
+    if values.numel() == numel:  # everything is kept, in order
         return values.view(*shape)
-    return _Expand.apply(values, flat, numel).view(*shape)
+    return _Expand.apply(values, index, numel).view(*shape)
 
 
 def conv2d(

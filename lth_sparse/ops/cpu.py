@@ -99,26 +99,21 @@ def _conv2d_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-def _expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
+def _expand(values: Tensor, bits: Tensor, rank: Tensor, numel: int) -> Tensor:
     dense, values = values.new_empty(numel), values.contiguous()
     _C.expand(
-        values.data_ptr(), flat.data_ptr(), dense.data_ptr(), flat.numel(), numel, values.element_size(),
-        torch.get_num_threads(),
+        values.data_ptr(), bits.data_ptr(), rank.data_ptr(), dense.data_ptr(), values.numel(), numel,
+        values.element_size(), torch.get_num_threads(),
     )  # fmt: skip
     return dense
 
 
-def _compress(dense: Tensor, flat: Tensor) -> Tensor:
-    dense = dense.contiguous()
-    values = dense.new_empty(flat.shape)
+def _compress(dense: Tensor, bits: Tensor, rank: Tensor, nnz: int) -> Tensor:
+    dense, values = dense.contiguous(), dense.new_empty(nnz)
     _C.compress(
-        dense.data_ptr(),
-        flat.data_ptr(),
-        values.data_ptr(),
-        flat.numel(),
-        dense.element_size(),
-        torch.get_num_threads(),
-    )
+        dense.data_ptr(), bits.data_ptr(), rank.data_ptr(), values.data_ptr(), nnz, dense.numel(),
+        dense.element_size(), torch.get_num_threads(),
+    )  # fmt: skip
     return values
 
 

@@ -42,7 +42,7 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
     if x.dim() == 0 or x.shape[-1] != layout.cols:
         raise ArgumentError(expected("x", f"shape [*, {layout.cols}]", f"{list(x.shape)}"))
     if layout.kind == "dense":
-        return F.linear(x, autograd.expand(values, layout.index[0], layout.shape), bias)
+        return F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
     flat = x if x.dim() == 2 else x.reshape(-1, layout.cols) if layout.cols else x.reshape(x.shape[:-1].numel(), 0)
     y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], layout.rows)
@@ -128,7 +128,7 @@ def _conv(
             padded = size + 2 * symmetric[axis]
             raise ArgumentError(expected("x", f"a padded {name} of at least {reach}, the kernel's reach", padded))
     if layout.kind == "dense":
-        weight = autograd.expand(values, layout.index[0], layout.shape)
+        weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
         y = dense(batched, weight, bias, strides, symmetric, dilations, groups)
     elif spatial == 2:

@@ -24,10 +24,13 @@ from lth_sparse.ops.backend import backend_of
 
 __all__ = ["Choice", "Timing", "choose_layout", "measure"]
 
-#: Density up to which CSR is taken without a measurement, by the number of dimensions of the weight. Below the
-#: break-even points found in ``benchmarks/`` (forward plus all gradients, dense torch = 1), so that a guess errs
-#: towards dense.
-BREAK_EVEN = {2: 0.65, 3: 0.5, 4: 0.5}
+#: Density up to which CSR is taken without a measurement, by the number of dimensions of the weight: the break-even
+#: points with the dense layout that ``benchmarks/`` found (forward plus all gradients), a little below them for safety.
+BREAK_EVEN = {2: 0.6, 3: 0.5, 4: 0.5}
+
+#: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
+#: layout needs more of them.
+SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.9
 
 #: A candidate is run for about this long, seconds, and at least this often.
 BUDGET, ROUNDS = 0.04, 5
@@ -102,7 +105,8 @@ def choose_layout(
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
     if sample is None:
-        kind = fast[0] if density <= BREAK_EVEN[weight.dim()] else "dense"
+        small = weight.dim() == 2 and weight.numel() <= SMALL
+        kind = fast[0] if density <= (SMALL_BREAK_EVEN if small else BREAK_EVEN[weight.dim()]) else "dense"
         return Choice(kind, block if kind == "bsr" else None, None, None, "by density, not measured")
     timings = measure(weight, {kind: layouts[kind] for kind in (*fast, "dense") if kind in layouts}, sample, bias, conv)
     best = min((kind for kind in timings if kind != "torch"), key=lambda kind: timings[kind].training)

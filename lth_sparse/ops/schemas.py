@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lth_sparse.formats import Dense
 from lth_sparse.ops import reference
 from lth_sparse.ops.library import define
 
@@ -156,23 +157,27 @@ def _define(kind: str) -> OpSet:
 OPS: dict[str, OpSet] = {kind: _define(kind) for kind in ("csr", "bsr")}
 
 
-def _expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
-    return values.new_zeros(numel).scatter_(0, flat.to(torch.int64), values)
+def _expand(values: Tensor, bits: Tensor, rank: Tensor, numel: int) -> Tensor:
+    return Dense((1, numel), bits, rank, live=values.numel()).scatter(values).flatten()
 
 
-def _fake_expand(values: Tensor, flat: Tensor, numel: int) -> Tensor:
-    torch._check(values.shape == flat.shape, lambda: f"values: expected {flat.shape}, got {values.shape}")
+def _fake_expand(values: Tensor, bits: Tensor, rank: Tensor, numel: int) -> Tensor:
+    torch._check(values.dim() == 1, lambda: f"values: expected one dimension, got {values.shape}")
     return values.new_empty(numel)
 
 
-def _compress(dense: Tensor, flat: Tensor) -> Tensor:
-    return dense.reshape(-1).index_select(0, flat)
+def _compress(dense: Tensor, bits: Tensor, rank: Tensor, nnz: int) -> Tensor:
+    return Dense((1, dense.numel()), bits, rank, live=nnz).gather(dense.reshape(1, -1))
 
 
-def _fake_compress(dense: Tensor, flat: Tensor) -> Tensor:
-    return dense.new_empty(flat.shape)
+def _fake_compress(dense: Tensor, bits: Tensor, rank: Tensor, nnz: int) -> Tensor:
+    return dense.new_empty(nnz)
 
 
-#: Compact values to a flat dense tensor and back, for the dense layout; ``flat`` ascends strictly.
-expand = define("expand(Tensor values, Tensor flat, int numel) -> Tensor", reference=_expand, fake=_fake_expand)
-compress = define("compress(Tensor dense, Tensor flat) -> Tensor", reference=_compress, fake=_fake_compress)
+#: Compact values to a flat dense tensor and back, by the index of the dense layout.
+expand = define(
+    "expand(Tensor values, Tensor bits, Tensor rank, int numel) -> Tensor", reference=_expand, fake=_fake_expand
+)
+compress = define(
+    "compress(Tensor dense, Tensor bits, Tensor rank, int nnz) -> Tensor", reference=_compress, fake=_fake_compress
+)

@@ -98,7 +98,7 @@ def test_csr_narrow_halves_positions_and_keeps_wide_matrices_as_they_are() -> No
 
 def test_index_tensors_are_int32() -> None:
     mask = torch.rand(6, 8) < 0.5
-    for layout in (CSR.from_mask(mask), Dense.from_mask(mask), BSR.from_mask(mask, (2, 2), "zeros")):
+    for layout in (CSR.from_mask(mask), BSR.from_mask(mask, (2, 2), "zeros")):
         assert {
             tensor.dtype for name, tensor in zip(layout.INDEX_NAMES, layout.index, strict=True) if name != "value_mask"
         } == {torch.int32}
@@ -166,8 +166,10 @@ def swapped(tensor: Tensor) -> Tensor:
         ("bsr", "perm", swapped),
         ("bsr", "value_mask", lambda t: t[1:]),
         ("bsr", "value_mask", torch.ones_like),
-        ("dense", "flat_indices", swapped),
-        ("dense", "flat_indices", lambda t: t + 100),
+        ("dense", "bits", lambda t: t[1:]),
+        ("dense", "bits", lambda t: t.int()),
+        ("dense", "rank", swapped),
+        ("dense", "rank", lambda t: t + 1),
     ],
 )
 def test_validate_names_the_damaged_field(maker: str, field: str, change: Callable[[Tensor], Tensor]) -> None:

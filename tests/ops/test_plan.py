@@ -19,9 +19,22 @@ def test_without_pruning_the_layer_stays_dense() -> None:
     assert (choice.kind, choice.note) == ("dense", "nothing pruned")
 
 
-@pytest.mark.parametrize(("density", "kind"), [(0.05, "csr"), (0.95, "dense")])
-def test_without_a_sample_density_decides_and_no_speedup_is_claimed(density: float, kind: str) -> None:
-    choice = plan.choose_layout(*case(density))
+@pytest.mark.parametrize(
+    ("density", "shape", "kind"),
+    [
+        (0.05, (64, 48), "csr"),
+        (0.95, (64, 48), "dense"),
+        (0.75, (64, 48), "csr"),  # few weights: the call decides, not the arithmetic
+        (0.75, (512, 256), "dense"),
+        (0.55, (512, 256), "csr"),
+        (0.75, (16, 8, 3, 3), "dense"),
+        (0.3, (16, 8, 3, 3), "csr"),
+    ],
+)
+def test_without_a_sample_density_decides_and_no_speedup_is_claimed(
+    density: float, shape: tuple[int, ...], kind: str
+) -> None:
+    choice = plan.choose_layout(*case(density, shape))
     assert choice.kind == kind
     assert choice.speedup_forward is None
     assert choice.speedup_backward is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 import lth_sparse as ls
 from lth_sparse import _C
 from lth_sparse.errors import ArgumentError
-from lth_sparse.formats import BSR, CSR, Layout
+from lth_sparse.formats import BSR, CSR, Dense, Layout
 from lth_sparse.ops import backend_of, functional, schemas, use_backend
 from lth_sparse.ops.schemas import OPS
 
@@ -61,13 +63,25 @@ def test_opcheck_conv2d(kind: str) -> None:
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 def test_expand_and_compress_are_exact_and_pass_opcheck(density: float, dtype: torch.dtype) -> None:
     mask = torch.rand(301, 299) < density
-    flat = mask.flatten().nonzero()[:, 0].to(torch.int32)
+    index = Dense.from_mask(mask).index
     dense = torch.randn(mask.shape).to(dtype) * mask
     values = dense[mask]
-    assert torch.equal(schemas.expand(values, flat, mask.numel()), dense.flatten())
-    assert torch.equal(schemas.compress(dense, flat), values)
-    torch.library.opcheck(schemas.expand, (values, flat, mask.numel()), test_utils=CHECKS)
-    torch.library.opcheck(schemas.compress, (dense, flat), test_utils=CHECKS)
+    for isa in _C.isas() if dtype == torch.float32 else [_C.isa()]:
+        with instruction_set(isa):
+            assert torch.equal(schemas.expand(values, *index, mask.numel()), dense.flatten())
+            assert torch.equal(schemas.compress(dense, *index, values.numel()), values)
+    torch.library.opcheck(schemas.expand, (values, *index, mask.numel()), test_utils=CHECKS)
+    torch.library.opcheck(schemas.compress, (dense, *index, values.numel()), test_utils=CHECKS)
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    before = _C.isa()
+    _C.set_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
 
 
 class Small(nn.Module):
