@@ -9,6 +9,7 @@ VENV ?= .venv
 RUN ?= runs/lenet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_CSV ?= gpu_linear.csv
 
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements.stamp
@@ -18,10 +19,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ticket test lint format types bench clean distclean FORCE
+.PHONY: help setup ticket test lint format types bench gpu gpu-compile clean distclean FORCE
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(PACKAGE) ## make .venv, install the pinned requirements, build and install the package
 	@echo "lth_sparse is installed in $(VENV)"
@@ -45,6 +46,13 @@ types: $(PACKAGE) ## mypy
 
 bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv bench.csv" and the like are passed on)
 	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
+
+gpu: $(PACKAGE) ## on a machine with an NVIDIA GPU: the tests that need one, then time the kernels (GPU_CSV=file)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.gpu_linear --csv $(GPU_CSV)
+
+gpu-compile: $(PACKAGE) ## without a GPU: compile the Triton kernels for several, print registers, memory, instructions
+	$(BIN)/python tests/kernel_gate.py
 
 clean: ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
@@ -64,17 +65,24 @@ class BuildExtension(build_ext):
 if not SOURCES:
     raise SystemExit("lth_sparse: csrc/*.cpp is missing: build from a complete checkout or sdist, in its root folder.")
 
+version: dict[str, str] = {}
+exec(Path("lth_sparse/_version.py").read_text(), version)  # importing the package would need what is being built
 compile_flags, link_flags = flags()
 ParallelCompile("LTH_SPARSE_BUILD_JOBS", default=os.cpu_count() or 1, needs_recompile=stale).install()
 setup(
     packages=packages(),
     package_dir={"lth_sparse": "lth_sparse", "lth_sparse.kernels": "kernels"},
-    package_data={"lth_sparse": ["py.typed", "*.pyi"], "lth_sparse.report": ["templates/*.j2"]},
+    package_data={
+        "lth_sparse": ["py.typed", "*.pyi"],
+        "lth_sparse.kernels": ["tables/*.json"],
+        "lth_sparse.report": ["templates/*.j2"],
+    },
     ext_modules=[
         Pybind11Extension(
             "lth_sparse._C",
             SOURCES,
             depends=HEADERS,
+            define_macros=[("LTH_SPARSE_VERSION", f'"{version["__version__"]}"')],
             cxx_std=17,
             extra_compile_args=compile_flags,
             extra_link_args=link_flags,

@@ -1,9 +1,12 @@
-"""Triton kernels for NVIDIA GPUs: imported as ``lth_sparse.kernels``, kept in ``kernels/`` in the repository's root.
+"""Triton kernels for GPUs: imported as ``lth_sparse.kernels``, kept in ``kernels/`` in the repository's root.
 
-This floor holds none yet. It is where the block-sparse (BSR) products for CUDA go, one file for each op with the stem
-of its op: ``bsr_spmm.py`` beside ``tests/kernels/test_bsr_spmm.py``. Until they exist, CUDA tensors are served by the
-plain torch reference of ``lth_sparse.ops``: right, but not faster than dense, and ``sparsify_`` reports the backend as
-``reference``.
+``bsr_linear`` has the three products of a block-sparse (BSR) linear layer, ``launch`` chooses their configurations.
+One file for each op, with the stem of the op: ``bsr_linear.py`` beside ``tests/kernels/test_bsr_linear.py``. What has
+no kernel here (convolutions, CSR, float64) is served on CUDA by the plain torch reference of ``lth_sparse.ops``: right,
+but not faster than dense, and reported as the backend ``reference``.
+
+The kernels are proven by Triton's interpreter (``make test``) and by ahead-of-time compilation for several GPUs
+(``make gpu-compile``). They have not run on a device yet, and no speed is claimed.
 
 What belongs here: functions that launch a kernel on tensors that were checked above. What does not: formats, autograd,
 modules. This package imports nothing from the rest of ``lth_sparse``, and only a machine with Triton can import its

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lth_sparse.kernels.launch import Tile, cdiv, padded
 
-__all__ = ["forward", "input_gradient", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "weight_gradient", "weight_gradient_programs"]
 
 INT32_END = 2**31
 #: Elements that one program of the reduction adds up.
@@ -33,7 +33,7 @@ REDUCE_BLOCK = 1024
 
 
 @triton.jit
-def gather_kernel(
+def gather_kernel(  # type: ignore[no-untyped-def]
     x, values, bias, y, offsets, indices, perm, m_size, red_size, out_size, x_m, x_red, y_m, y_out,
     OUT: tl.constexpr, OUT_P: tl.constexpr, RED: tl.constexpr, RED_P: tl.constexpr,
     VALUE_OUT: tl.constexpr, VALUE_RED: tl.constexpr, EVEN_RED: tl.constexpr, WIDE: tl.constexpr,
@@ -67,6 +67,9 @@ def gather_kernel(
         block = entry if perm is None else tl.load(perm + entry, mask=stored, other=0)
         if RED != RED_P:
             stored = stored & (inside < RED)
+        else:  # Triton 3.4 forgets it when it pipelines the load of the index, and then copies single elements
+            run: tl.constexpr = RED_P if RED_P < BLOCK_K else BLOCK_K
+            column = tl.max_contiguous(tl.multiple_of(column, run), run)
         in_x = stored if EVEN_RED else stored & (column < red_size)
         x_columns = column.to(tl.int64) * x_red if WIDE else column * x_red
         a = tl.load(x + x_rows[:, None] + x_columns[None, :], mask=in_m[:, None] & in_x[None, :], other=0.0)
@@ -83,7 +86,7 @@ def gather_kernel(
 
 
 @triton.jit
-def scatter_kernel(
+def scatter_kernel(  # type: ignore[no-untyped-def]
     grad, x, value_mask, target, offsets, indices, m_size, rows, n_size, k_size, split_size, target_split,
     grad_m, grad_n, x_m, x_k,
     R: tl.constexpr, R_P: tl.constexpr, C: tl.constexpr, C_P: tl.constexpr, WIDE: tl.constexpr,
@@ -143,7 +146,7 @@ def scatter_kernel(
 
 
 @triton.jit
-def reduce_kernel(parts, total, size, splits, BLOCK: tl.constexpr):
+def reduce_kernel(parts, total, size, splits, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """``total[i] = sum_s parts[s, i]`` in the order of s."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -188,14 +191,12 @@ def _gather(
         VALUE_OUT=1 if transposed else c, VALUE_RED=c if transposed else 1,
         EVEN_RED=red_size % red == 0, WIDE=_wide(x), PRECISION=tile.precision,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     return y
 
 
-def forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int, tile: Tile
-) -> Tensor:
+def forward(x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, rows: int, tile: Tile) -> Tensor:
     """``y = x W^T + b``.
 
     Args:
@@ -222,6 +223,12 @@ def input_gradient(
         cols: K. The others as in :func:`forward`.
     """
     return _gather(grad, values, None, ccol, row, perm, cols, tile, transposed=True)
+
+
+def weight_gradient_programs(block: tuple[int, int], nblocks: int, tile: Tile) -> int:
+    """Programs with work in a launch of :func:`weight_gradient` that splits no tokens, to one for each block row."""
+    r_p, c_p = padded(block[0]), padded(block[1], 1)
+    return cdiv(nblocks * c_p, tile.block_m) * (r_p // tile.block_n)
 
 
 def weight_gradient(
@@ -255,17 +262,19 @@ def weight_gradient(
     if not nblocks:
         return dvalues
     rows = crow.shape[0] - 1
+    flags = None if value_mask is None else value_mask.view(torch.uint8)
     split_size = cdiv(cdiv(m_size, tile.block_k), splits) * tile.block_k
     parts = grad.new_empty(splits, nblocks, r, c, dtype=torch.float32) if splits > 1 else dvalues
     grid = (nblocks * c_p // tile.block_m + rows, r_p // tile.block_n, splits)
     scatter_kernel[grid](
-        grad, x, value_mask, parts, crow, col, m_size, rows, n_size, x.shape[1], split_size, dvalues.numel(),
+        grad, x, flags, parts, crow, col, m_size, rows, n_size, x.shape[1], split_size, dvalues.numel(),
         *grad.stride(), *x.stride(),
         R=r, R_P=r_p, C=c, C_P=c_p, WIDE=_wide(x) or _wide(grad), PRECISION=tile.precision,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SEARCH=min(padded(rows), 1024),
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
-        grid = (cdiv(dvalues.numel(), REDUCE_BLOCK),)
-        reduce_kernel[grid](parts, dvalues, dvalues.numel(), splits, BLOCK=REDUCE_BLOCK, num_warps=4)
+        reduce_kernel[(cdiv(dvalues.numel(), REDUCE_BLOCK),)](
+            parts, dvalues, dvalues.numel(), splits, BLOCK=REDUCE_BLOCK, num_warps=4, enable_fp_fusion=True
+        )
     return dvalues

@@ -115,7 +115,7 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     warps = 8 if block_m * block_n * size > 128 * 64 * 2 else 4
     bytes_of_step = (block_m + block_n) * block_k * size
     buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, device.shared // bytes_of_step))
-    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem.dtype))
+    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
@@ -132,11 +132,15 @@ def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> in
     return 2 * held if gathers else held
 
 
-def precision_of(device: Device, dtype: str, tf32: bool = False) -> str:
-    """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32."""
-    if dtype != "float32" or device.hip or device.arch < 80:
+def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
+    """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
+
+    Gradients take three on Hopper even then. ``wgmma`` wants float32 operands with the summed axis contiguous, and
+    theirs are not: a single product copies them 4 bytes at a time, while three rearrange them in registers anyway.
+    """
+    if problem.dtype != "float32" or device.hip or device.arch < 80:
         return "ieee"
-    return "tf32" if tf32 else "tf32x3"
+    return "tf32" if tf32 and (problem.product == "forward" or device.arch // 10 != 9) else "tf32x3"
 
 
 def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
@@ -144,7 +148,7 @@ def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
     tile = read_table(device.name).get(problem.key) or heuristic(device, problem)
     if problem.dtype != "float32":
         return tile
-    return replace(tile, precision=precision_of(device, problem.dtype, tf32))
+    return replace(tile, precision=precision_of(device, problem, tf32))
 
 
 def splits_for(device: Device, programs: int, tokens: int) -> int:

@@ -146,18 +146,14 @@ def csr_conv2d_backward(
     output that would have read it lies beyond the border.
     """
 
-def expand(
-    values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, width: int, threads: int
-) -> None:
+def expand(values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, width: int, threads: int) -> None:
     """The next value where bit i is set, zero elsewhere: ``numel`` elements of ``width`` 2, 4 or 8 bytes.
 
     ``bits`` is uint8, bit ``i % 8`` of byte ``i // 8`` for weight i, zero past the end; ``rank`` int32, the set bits
     before every 4096th weight and, last, all of them.
     """
 
-def compress(
-    dense: int, bits: int, rank: int, values: int, nnz: int, numel: int, width: int, threads: int
-) -> None:
+def compress(dense: int, bits: int, rank: int, values: int, nnz: int, numel: int, width: int, threads: int) -> None:
     """The elements of ``dense`` whose bit is set, in order: the reverse of :func:`expand`."""
 
 def isa() -> str:

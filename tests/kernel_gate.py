@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lth_sparse.kernels import bsr_linear
-from lth_sparse.kernels.launch import DTYPES, PRODUCTS, Device, Problem, Tile, heuristic, padded
+from lth_sparse.kernels.launch import DTYPES, PRODUCTS, Device, Problem, Tile, heuristic, padded, precision_of
 
 #: Name, compiler target, device: the shared memory is what one program may use, from the vendors' manuals.
 DEVICES: dict[str, tuple[GPUTarget, Device]] = {
@@ -31,6 +31,8 @@ DEVICES: dict[str, tuple[GPUTarget, Device]] = {
     "sm_90": (GPUTarget("cuda", 90, 32), Device("sm_90", 90, 232448, 132)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device("gfx942", 942, 65536, 304, hip=True)),
 }
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    del DEVICES["gfx942"]  # linked by ROCm's own linker, which older wheels do not bring
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 16), (16, 64))
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 REGISTERS = 255
@@ -44,7 +46,7 @@ class Compiled:
         registers, spills: registers of a thread and bytes of its stack (bytes of scratch on gfx942).
         shared: bytes of shared memory of a program.
         mma: the matrix instructions in it, most frequent first.
-        copies: the asynchronous copies in it by name; empty where loads go through registers.
+        copies: bytes of each asynchronous copy in it; empty where loads go through registers.
     """
 
     device: str
@@ -54,7 +56,7 @@ class Compiled:
     spills: int
     shared: int
     mma: tuple[str, ...]
-    copies: tuple[str, ...]
+    copies: tuple[int, ...]
 
 
 def arguments(problem: Problem, tile: Tile) -> tuple[Any, dict[str, str], dict[str, Any]]:
@@ -97,28 +99,27 @@ def compile_one(name: str, problem: Problem, tile: Tile | None = None) -> Compil
     # Sizes and strides that 16 divides and pointers that are aligned: what a launch on an ordinary layer specialises.
     whole = {(index,): [["tt.divisibility", 16]] for index, arg in enumerate(kernel.arg_names) if arg not in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=whole)
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
     built = triton.compile(source, target=target, options=options)
     if device.hip:
         text = built.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s+(\d+)", text)[0])
         spills = int(re.findall(r"\.private_segment_fixed_size:\s+(\d+)", text)[0])
         mma = re.findall(r"v_mfma_\w+", text)
-        copies = re.findall(r"(?:buffer|global)_load_lds\w*", text)
+        copies = []
     else:
-        registers, spills, text = disassemble(built.asm["cubin"])
+        registers, spills = disassemble(built.asm["cubin"])
         ptx = built.asm["ptx"]
         mma = re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m64n\d+k\d+)|mma\.sync\.aligned\.(m\d+n\d+k\d+)", ptx)
         mma = ["wgmma " + wide if wide else "mma " + narrow for wide, narrow in mma]
-        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global|cp\.async\.bulk\.tensor", ptx)
+        sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+        copies = [int(size, 0) for size in sizes]
     counted = tuple(sorted(set(mma), key=mma.count, reverse=True))
-    return Compiled(
-        name, problem, tile, registers, spills, built.metadata.shared, counted, tuple(sorted(set(copies)))
-    )
+    return Compiled(name, problem, tile, registers, spills, built.metadata.shared, counted, tuple(copies))
 
 
-def disassemble(cubin: bytes) -> tuple[int, int, str]:
-    """(registers, bytes of stack and local memory, text) of the one kernel of a cubin."""
+def disassemble(cubin: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory) of the one kernel of a cubin."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -129,8 +130,79 @@ def disassemble(cubin: bytes) -> tuple[int, int, str]:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
         raise ValueError(f"cuobjdump: expected a line of resource usage, got {text!r}")
-    return int(found[1]), int(found[2]) + int(found[3]), text
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def faults(one: Compiled) -> list[str]:
+    """The rules that a shipped configuration keeps; empty when it keeps all."""
+    target, device = DEVICES[one.device]
+    found = []
+    if one.spills:
+        found.append(f"{one.spills} bytes of spilled registers")
+    if one.registers > (REGISTERS if not device.hip else 512):
+        found.append(f"{one.registers} registers")
+    if one.shared > device.shared:
+        found.append(f"{one.shared} bytes of shared memory, the device has {device.shared}")
+    if not one.mma:
+        found.append("no matrix instructions")
+    if device.hip:
+        return found
+    if not one.copies:
+        found.append("no asynchronous copies")
+    # One buffer means that a copy and the arithmetic on it never overlap, which no other rule would show.
+    step = (one.tile.block_m + one.tile.block_n) * one.tile.block_k * DTYPES[one.problem.dtype]
+    if one.shared < 2 * step:
+        found.append(f"{one.shared} bytes of shared memory hold less than two steps of {step}")
+    # Copies of indices are narrow. A narrow copy of an operand is a lost alignment, and many times slower.
+    held = one.shared // step
+    if (wide := one.copies.count(16) * 16 * 32 * one.tile.num_warps) < held * step:
+        found.append(f"copies of 16 bytes move {wide} bytes, {held} steps have {held * step}")
+    if target.arch == 90 and one.tile.block_m >= 64 and not all(name.startswith("wgmma") for name in one.mma):
+        found.append(f"{one.mma} instead of wgmma")
+    return found
+
+
+def configurations() -> Iterator[tuple[str, Problem, Tile]]:
+    """Every configuration that the heuristic ships for the blocks and dtypes it is meant for.
+
+    float32 comes in both precisions, three TF32 products and one, where a user may choose.
+    """
+    for name, product, dtype, block in itertools.product(DEVICES, PRODUCTS, DTYPES, BLOCKS):
+        _, device = DEVICES[name]
+        # The tile of a weight gradient does not depend on the tokens.
+        for tokens in (4096,) if product == "weight_gradient" else (4096, 64, 1):
+            problem = Problem(product, dtype, block, tokens)
+            tile = heuristic(device, problem)
+            yield name, problem, tile
+            if (fewer := precision_of(device, problem, tf32=True)) != tile.precision:
+                yield name, problem, replace(tile, precision=fewer)
+
+
+def row(one: Compiled) -> str:
+    """One line of the table."""
+    tile, problem = one.tile, one.problem
+    dtype = "tf32" if tile.precision == "tf32" else problem.dtype
+    launch = f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages}"
+    name = f"{problem.product:<15} {dtype:<8} {problem.block[0]:>3}x{problem.block[1]:<3} {problem.tokens:>4}"
+    facts = f"{one.registers:>4} {one.spills:>6} {one.shared:>7}"
+    copies = ", ".join(f"{size}B x{one.copies.count(size)}" for size in sorted(set(one.copies), reverse=True))
+    return f"{one.device:<7} {name}  {launch:<18} {facts}  {', '.join(one.mma):<28} {copies}"
+
+
+def main() -> int:
+    """Compile everything, print the table; 1 if a configuration breaks a rule."""
+    print(f"Triton {triton.__version__}; compiled ahead of time, not run")
+    head = f"{'device':<7} {'product':<15} {'dtype':<8} {'block':>7} {'M':>4}  {'tile':<18} regs spills  shared"
+    print(f"{head}  {'mma':<28} asynchronous copies")
+    broken = 0
+    for device, problem, tile in configurations():
+        one = compile_one(device, problem, tile)
+        wrong = faults(one)
+        broken += bool(wrong)
+        print(row(one) + "".join(f"\n        FAULT: {fault}" for fault in wrong), flush=True)
+    print(f"{broken} configurations break a rule" if broken else "every configuration keeps every rule")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    pass
+    sys.exit(main())

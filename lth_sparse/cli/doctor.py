@@ -173,7 +173,7 @@ def _measured(problems: list[str]) -> dict[str, str]:
 
 def _gpu() -> dict[str, str]:
     if not torch.cuda.is_available():
-        return {"CUDA": "none (the kernels of this version run on CPUs)"}
+        return {"CUDA": "none (torch sees no device, or was built without CUDA)"}
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "CUDA": ", ".join(names) + f" (CUDA {torch.version.cuda})",

@@ -229,7 +229,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
-        backend=backend_of(layout.kind, values.device, values.dtype),
+        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape)),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,
         speedup_forward=choice.speedup_forward,

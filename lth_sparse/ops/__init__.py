@@ -1,13 +1,16 @@
 """Operators: what a sparse layer computes, on every device, with gradients.
 
 A call takes four hops: ``functional`` (checks) -> ``autograd`` (gradient) -> torch's dispatcher -> ``cpu`` (C++
-kernels) or the reference. ``plan`` decides which layout a layer should have.
+kernels), ``cuda`` (Triton kernels) or the reference. ``plan`` decides which layout a layer should have.
 """
 
 from __future__ import annotations
 
 from lth_sparse.ops import cpu as _cpu  # noqa: F401  # registers the CPU kernels
 from lth_sparse.ops import functional
-from lth_sparse.ops.backend import backend_of, use_backend
+from lth_sparse.ops.backend import HAS_TRITON, backend_of, use_backend
+
+if HAS_TRITON:
+    from lth_sparse.ops import cuda as _cuda  # noqa: F401  # registers the CUDA kernels
 
 __all__ = ["backend_of", "functional", "use_backend"]

@@ -1,4 +1,4 @@
-"""Which code runs an operator: the C++ kernels, or the plain-torch reference.
+"""Which code runs an operator: the C++ kernels, the Triton kernels, or the plain-torch reference.
 
 ``LTH_SPARSE_BACKEND=reference`` forces the reference everywhere, :func:`use_backend` does so for a ``with`` block, and
 :func:`backend_of` says what a call would use, so that no fallback is ever silent.
@@ -7,21 +7,47 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
+from typing import Any
 
 import torch
 
 import lth_sparse._C as _C
 from lth_sparse.errors import ArgumentError, BackendError, expected
+from lth_sparse.ops.library import REFERENCES
 
-__all__ = ["KERNEL_DTYPES", "backend_of", "forced_reference", "use_backend"]
+__all__ = [
+    "HAS_TRITON",
+    "KERNEL_DTYPES",
+    "TRITON_DTYPES",
+    "backend_of",
+    "forced_reference",
+    "kernel_or_reference",
+    "use_backend",
+]
 
 BACKENDS = ("auto", "reference")
 ENVIRONMENT = "LTH_SPARSE_BACKEND"
 
 #: Codes by which the extension knows a dtype.
 KERNEL_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
+
+#: Dtypes of the Triton kernels.
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _find_triton() -> bool:
+    """Whether Triton can be imported. torch for CPUs comes without it, and nothing but the CUDA kernels needs it."""
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return False
+    return True
+
+
+HAS_TRITON = _find_triton()
 
 _current = os.environ.get(ENVIRONMENT, "auto")
 if _current not in BACKENDS:
@@ -46,14 +72,30 @@ def use_backend(name: str) -> Iterator[None]:
         _current = before
 
 
-def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """What runs a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-scalar"``, ``"torch"`` or
-    ``"reference"``.
+def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2) -> str:
+    """What runs a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-scalar"``, ``"cuda-triton"``,
+    ``"torch"`` or ``"reference"``.
 
-    ``"torch"`` is torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight.
+    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution. ``"torch"`` is
+    torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight.
     """
     if kind == "dense":
         return "torch"
-    if kind == "csr" and torch.device(device).type == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
+    place = torch.device(device).type
+    if kind == "csr" and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
         return f"cpu-{_C.isa()}"
-    return "reference"
+    triton = HAS_TRITON and kind == "bsr" and dims == 2 and place == "cuda" and dtype in TRITON_DTYPES
+    return "cuda-triton" if triton and not forced_reference() else "reference"
+
+
+def kernel_or_reference(name: str, kernel: Callable[..., Any], dtypes: Container[torch.dtype]) -> Callable[..., Any]:
+    """Implementation of operator ``name``: ``kernel`` where it has the dtype of the first argument, else the reference.
+
+    The reference, too, while the user asks for it.
+    """
+    reference = REFERENCES[name]
+
+    def run(first: torch.Tensor, *rest: Any) -> Any:
+        return (kernel if first.dtype in dtypes and not forced_reference() else reference)(first, *rest)
+
+    return run

@@ -6,7 +6,7 @@ pointers do not: strides, and whether a kernel exists for the dtype (float32 and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
-from lth_sparse.ops.backend import KERNEL_DTYPES, forced_reference
-from lth_sparse.ops.library import REFERENCES, implement
+from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.library import implement
 
 __all__: list[str] = []
 
@@ -117,16 +117,6 @@ def _compress(dense: Tensor, bits: Tensor, rank: Tensor, nnz: int) -> Tensor:
     return values
 
 
-def _unless_forced(name: str, kernel: Callable[..., Any], dtypes: Container[torch.dtype]) -> Callable[..., Any]:
-    """The kernel where it has the dtype of the first argument, the operator's reference elsewhere or when asked for."""
-    reference = REFERENCES[name]
-
-    def run(first: Tensor, *rest: Any) -> Any:
-        return (kernel if first.dtype in dtypes and not forced_reference() else reference)(first, *rest)
-
-    return run
-
-
 for _name, _kernel, _dtypes in (
     ("linear_csr", _linear, KERNEL_DTYPES),
     ("linear_csr_backward", _linear_backward, KERNEL_DTYPES),
@@ -135,4 +125,4 @@ for _name, _kernel, _dtypes in (
     ("expand", _expand, COPIED_DTYPES),
     ("compress", _compress, COPIED_DTYPES),
 ):
-    implement(_name, "CPU", _unless_forced(_name, _kernel, _dtypes))
+    implement(_name, "CPU", kernel_or_reference(_name, _kernel, _dtypes))

@@ -101,7 +101,8 @@ def choose_layout(
     if density == 1:
         return Choice("dense", None, None, None, "nothing pruned")
     layouts = {kind: _layout(kind, mask, block) for kind in kinds}
-    fast = [kind for kind in kinds if kind != "dense" and backend_of(kind, weight.device, weight.dtype) != "reference"]
+    about = (weight.device, weight.dtype, weight.dim())
+    fast = [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
     if sample is None:
@@ -148,20 +149,28 @@ def measure(
             calls[kind]()
 
     with torch.enable_grad():
-        forward, training = _interleaved(infer, list(calls)), _interleaved(train, list(calls))
+        kinds = list(calls)
+        forward, training = _interleaved(infer, kinds, x.device), _interleaved(train, kinds, x.device)
     return {kind: Timing(forward[kind], training[kind]) for kind in calls}
 
 
-def _interleaved(run: Callable[[str], None], kinds: list[str]) -> dict[str, float]:
+def _interleaved(run: Callable[[str], None], kinds: list[str], device: torch.device) -> dict[str, float]:
     """Median seconds of ``run(kind)``; the kinds take turns, so that drift of the machine's speed hits all alike."""
+
+    def finish() -> None:
+        if device.type == "cuda":  # a call returns before the device is done
+            torch.cuda.synchronize(device)
+
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for kind in kinds:  # warm up: page faults, code caches, thread pools
+    for kind in kinds:  # warm up: page faults, code caches, thread pools, compilation
         run(kind)
+    finish()
     started = time.perf_counter()
     while len(seconds[kinds[-1]]) < ROUNDS or time.perf_counter() - started < BUDGET * len(kinds):
         for kind in kinds:
             begin = time.perf_counter()
             run(kind)
+            finish()
             seconds[kind].append(time.perf_counter() - begin)
     return {kind: statistics.median(times) for kind, times in seconds.items()}
 

@@ -1,0 +1,90 @@
+"""The cases of cases_bsr_linear.py, interpreted everywhere and compiled where there is a GPU; and the layer on it.
+
+A process interprets its Triton kernels or compiles them, so each way has a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lth_sparse.formats import BSR
+from lth_sparse.ops import backend_of, functional, use_backend
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+CASES = Path(__file__).with_name("cases_bsr_linear.py")
+
+
+def run_cases(interpreted: bool) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "skipped" not in result.stdout
+
+
+def test_every_case_interpreted() -> None:
+    run_cases(interpreted=True)
+
+
+@pytest.mark.gpu
+def test_every_case_on_the_device() -> None:
+    run_cases(interpreted=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block", [(16, 16), (64, 64), (64, 16)])
+def test_error_is_at_most_twice_that_of_dense_torch(block: tuple[int, int], dtype: torch.dtype) -> None:
+    """A layer's output and gradients against float64, beside what torch's own dense product makes of the same dtype."""
+    m, n, k = 1000, 520, 776
+    blocks = torch.rand(-(-n // block[0]), -(-k // block[1])) < 0.3
+    mask = blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:n, :k]
+    layout = BSR.from_mask(mask, block).to("cuda")
+    weight = (torch.randn(n, k) * mask).to("cuda", dtype)
+    x, upstream, bias = (torch.randn(size, device="cuda").to(dtype) for size in ((m, k), (m, n), (n,)))
+    assert backend_of("bsr", "cuda", dtype) == "cuda-triton"
+
+    def gradients(x: Tensor, values: Tensor, bias: Tensor, call: str, upstream: Tensor) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, values, bias)]
+        with use_backend(call):
+            y = functional.linear(leaves[0], leaves[1], layout, leaves[2])
+            return [y.detach(), *torch.autograd.grad(y, leaves, upstream)]
+
+    values = layout.gather(weight)
+    truth = gradients(x.double(), values.double(), bias.double(), "reference", upstream.double())
+    dense = gradients(x, values, bias, "reference", upstream)
+    ours = gradients(x, values, bias, "auto", upstream)
+    for mine, torchs, right in zip(ours, dense, truth, strict=True):
+        allowed = 2 * (torchs.double() - right).abs().max() + 1e-6 * right.abs().max()
+        assert (mine.double() - right).abs().max() <= allowed
+
+
+@pytest.mark.gpu
+def test_a_step_is_captured_in_a_cuda_graph() -> None:
+    layout = BSR.from_mask(torch.ones(64, 64, dtype=torch.bool), (16, 16)).to("cuda")
+    values = torch.randn(layout.values_shape, device="cuda", requires_grad=True)
+    x = torch.randn(32, 64, device="cuda", requires_grad=True)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(functional.linear(x, values, layout).square().sum(), (x, values))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for found, right in zip(captured, expected, strict=True):
+        assert torch.equal(found, right)

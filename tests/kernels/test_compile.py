@@ -1,0 +1,56 @@
+"""A part of the ahead-of-time gate in every run; `make gpu-compile` compiles all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("triton")
+
+from kernel_gate import DEVICES, compile_one, faults
+
+from lth_sparse.kernels.launch import PRODUCTS, Problem, heuristic
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "block", "tokens"),
+    [
+        ("sm_90", "bfloat16", (16, 16), 4096),
+        ("sm_90", "bfloat16", (128, 128), 4096),
+        ("sm_90", "float32", (32, 32), 4096),
+        ("sm_90", "float16", (64, 16), 1),
+        ("sm_80", "float16", (64, 64), 4096),
+        ("sm_86", "float32", (64, 64), 4096),
+        ("gfx942", "bfloat16", (32, 32), 4096),
+    ],
+)
+def test_shipped_configurations_compile_as_intended(
+    device: str, dtype: str, block: tuple[int, int], tokens: int, product: str
+) -> None:
+    if device not in DEVICES:
+        pytest.skip(f"this Triton cannot compile for {device} alone")
+    assert faults(compile_one(device, Problem(product, dtype, block, tokens))) == []
+
+
+def test_the_gate_sees_what_it_is_for() -> None:
+    problem = Problem("forward", "bfloat16", (128, 128), 4096)
+    tile = heuristic(DEVICES["sm_90"][1], problem)
+    spilling = compile_one("sm_90", problem, dataclasses.replace(tile, num_warps=1))
+    assert any("spilled" in fault for fault in faults(spilling))
+    unpipelined = compile_one("sm_90", problem, dataclasses.replace(tile, num_stages=1))
+    assert any("no asynchronous copies" in fault for fault in faults(unpipelined))
+    assert any("less than two steps" in fault for fault in faults(unpipelined))
+    problem = Problem("input_gradient", "float32", (16, 16), 4096)
+    narrow = compile_one(
+        "sm_90", problem, dataclasses.replace(heuristic(DEVICES["sm_90"][1], problem), precision="tf32")
+    )
+    assert any("copies of 16 bytes" in fault for fault in faults(narrow))
+
+
+def test_the_gate_sees_a_tile_without_wgmma() -> None:
+    problem = Problem("forward", "bfloat16", (128, 128), 4096)
+    tile = heuristic(DEVICES["sm_90"][1], problem)
+    no_wgmma = compile_one("sm_90", problem, dataclasses.replace(tile, num_warps=2, block_m=64, block_n=32))
+    assert any("instead of wgmma" in fault for fault in faults(no_wgmma))
