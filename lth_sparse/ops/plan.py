@@ -26,7 +26,7 @@ __all__ = ["Choice", "Timing", "choose_layout", "measure"]
 
 #: Density up to which CSR is taken without a measurement, by the number of dimensions of the weight: the break-even
 #: points with the dense layout that ``benchmarks/`` found (forward plus all gradients), a little below them for safety.
-BREAK_EVEN = {2: 0.6, 3: 0.5, 4: 0.5}
+BREAK_EVEN = {2: 0.7, 3: 0.5, 4: 0.5}
 
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
