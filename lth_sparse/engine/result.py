@@ -7,7 +7,7 @@ weights and their places, which the controls show. Here j is the early-stop iter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,21 @@ from lth_sparse.engine.level import EarlyStop, early_stop_of
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
 
-__all__ = ["LevelRecord", "TicketResult", "Verdict"]
+__all__ = ["LevelRecord", "TicketResult", "Verdict", "ticket_kind"]
+
+
+def ticket_kind(accurate: bool, quick: bool | None, compared: Iterable[str], as_good: Iterable[str]) -> str:
+    """ "winning", "matching" or "not": the one place where the three are told apart.
+
+    Args:
+        accurate: test accuracy is no lower than dense, a' >= a.
+        quick: the early stop comes no later than dense's, j' <= j; None where that was not recorded.
+        compared: kinds of the controls that were trained at this level; "winning" needs all of ``CONTROLS``.
+        as_good: those of them that are as accurate as the ticket; "winning" needs none.
+    """
+    if not accurate:
+        return "not"
+    return "winning" if quick and set(compared) == set(CONTROLS) and not list(as_good) else "matching"
 
 
 @dataclass(frozen=True)
@@ -144,12 +158,10 @@ class TicketResult:
         assert reference is not None
         stop, dense_stop = record.early_stop, dense.early_stop
         as_early = stop is not None and dense_stop is not None and stop.step <= dense_stop.step
-        beaten = all(value is not None and value < accuracy - tolerance for value in controls.values())
+        as_good = [kind for kind, value in controls.items() if value is None or value >= accuracy - tolerance]
         kind = "dense"
         if record.index > 0:
-            kind = "matching" if accuracy >= reference - tolerance else "not"
-            if kind == "matching" and as_early and beaten and set(controls) == set(CONTROLS):
-                kind = "winning"
+            kind = ticket_kind(accuracy >= reference - tolerance, as_early, controls, as_good)
         return {
             "level": record.index,
             "density": record.density,

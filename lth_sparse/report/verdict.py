@@ -10,9 +10,9 @@ that mean, sqrt(a (1 - a) / (images seeds)): a difference of one test image prov
     quick        j' <= j
     a control does as well when its accuracy is within `margin` of the ticket's or above it
 
-"winning": accurate, quick, controls trained, and none does as well. "matching": accurate, but slower, without
-controls, or a control does as well. "not": less accurate than dense. The smallest winning level is named, else the
-smallest matching one, else the last.
+"winning": accurate, quick, all controls trained, and none does as well. "matching": accurate, but slower, without
+some control, or a control does as well. "not": less accurate than dense (`engine.result.ticket_kind`). The smallest
+winning level is named, else the smallest matching one, else the last.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lth_sparse.engine.controls import CONTROLS
+from lth_sparse.engine.result import ticket_kind
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 
 __all__ = ["Comparison", "Verdict", "accuracy_of", "candidate", "compare", "judge", "percent"]
@@ -41,9 +43,12 @@ class Comparison:
     @property
     def kind(self) -> str:
         """ "winning", "matching" or "not", by the rules at the top of this file."""
-        if not self.accurate:
-            return "not"
-        return "winning" if self.quick and self.controls and not self.as_good else "matching"
+        return ticket_kind(self.accurate, self.quick, self.compared, self.as_good)
+
+    @property
+    def compared(self) -> list[str]:
+        """Kinds of the controls that were trained at this level."""
+        return [control.control for control in self.controls if control.control is not None]
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,9 @@ def _about_controls(best: Comparison) -> Iterable[str]:
         yield f"The {name} of the same size reaches {_range(control)}{when}."
     if best.kind == "not":
         return
+    missing = [words for kind, words in CONTROLS.items() if kind not in best.compared]
+    if missing:
+        yield f"The {' and the '.join(missing)} was not trained at this level, so this is not the whole comparison."
     if best.as_good:
         for kind in best.as_good:
             yield f"The {control_name(kind)} does as well as the ticket: this run is no evidence that {_matters(kind)}"
@@ -180,7 +188,7 @@ def _about_controls(best: Comparison) -> Iterable[str]:
         yield "Prune further, or take a harder data set, to tell them apart."
     elif best.quick is False:
         yield "Every control is less accurate, but the ticket learns more slowly than the dense network."
-    else:
+    elif not missing:
         yield "Every control is less accurate: the ticket's own initial weights, where they are, make the difference."
 
 

@@ -39,6 +39,13 @@ def test_without_controls_nothing_wins(search: MakeSearch) -> None:
     assert "No control was trained" in verdict.text
 
 
+@pytest.mark.parametrize(("only", "missing"), [("reinit", "shuffled mask"), ("shuffled", "random reinitialisation")])
+def test_one_control_alone_is_not_enough_to_win(search: MakeSearch, only: str, missing: str) -> None:
+    verdict = judge(summarise(search([0.90, 0.91], {only: WORSE[only]})))
+    assert verdict.kind == "matching"
+    assert f"The {missing} was not trained at this level" in verdict.text
+
+
 def test_slower_learning_does_not_win(search: MakeSearch) -> None:
     verdict = judge(summarise(search([0.90, 0.91], WORSE, steps=[100, 150])))
     assert verdict.kind == "matching"
