@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, expected
@@ -111,4 +110,6 @@ def _rank(flat: Tensor) -> Tensor:
 def _grouped(flat: Tensor, size: int) -> Tensor:
     """``[ceil(n / size), size]``, padded with False."""
     groups = math.ceil(flat.numel() / size)
-    return F.pad(flat, (0, groups * size - flat.numel())).view(groups, size)
+    padded = flat.new_zeros(groups * size)  # F.pad of torch 2.8 refuses empty tensors
+    padded[: flat.numel()] = flat
+    return padded.view(groups, size)
