@@ -1,0 +1,49 @@
+"""Feature-major activations: the batch contiguous, as the CPU kernels want it.
+
+A tensor ``[N, *features]`` is *feature-major* when its memory holds ``[*features, N]``: strides ``(1, N)`` for a
+matrix, ``(1, H W N, W N, N)`` for images. As with torch's channels_last the strides carry the format: an operator that
+is given a feature-major input returns a feature-major output, gradients take the format of what they are gradients of,
+and everything else is contiguous. Elementwise functions of torch keep the strides, so a chain of sparse layers
+rearranges its activations at its two ends and nowhere between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["empty_activations", "feature_major", "is_feature_major", "kept_format"]
+
+
+def is_feature_major(x: Tensor) -> bool:
+    """True when the memory of ``x`` ``[N, *features]`` is exactly ``[*features, N]`` and is not contiguous as well."""
+    batch = x.shape[0]
+    if batch < 2 or x.stride(0) != 1:
+        return False
+    expected, differs = batch, False
+    for dim in range(x.dim() - 1, 0, -1):
+        if x.shape[dim] != 1:
+            if x.stride(dim) != expected:
+                return False
+            expected *= x.shape[dim]
+            differs = True
+    return differs
+
+
+def feature_major(x: Tensor) -> Tensor:
+    """``x`` ``[N, *features]`` with feature-major strides: itself when it has them, else a copy. Differentiable."""
+    return x if is_feature_major(x) else x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool) -> Tensor:
+    """Uninitialised activations of ``size`` ``[N, *features]``, feature-major or contiguous, of dtype and device of
+    ``like``."""
+    if not in_feature_major:
+        return like.new_empty(size)
+    return like.new_empty((*size[1:], size[0])).movedim(-1, 0)
+
+
+def kept_format(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the format that an operator given ``x`` owes: feature-major if ``x`` is, else contiguous."""
+    return feature_major(y) if is_feature_major(x) else y.contiguous()
