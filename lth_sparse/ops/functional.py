@@ -39,13 +39,16 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
         ArgumentError: a shape, dtype or device does not fit.
     """
     x = _checked(x, values, layout, bias, dims=2)
-    if x.dim() == 0 or x.shape[-1] != layout.cols:
-        raise ArgumentError(expected("x", f"shape [*, {layout.cols}]", f"{list(x.shape)}"))
+    size, cols = x.shape, layout.cols
+    if not size or size[-1] != cols:
+        raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
         return F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
-    flat = x if x.dim() == 2 else x.reshape(-1, layout.cols) if layout.cols else x.reshape(x.shape[:-1].numel(), 0)
+    if len(size) == 2:
+        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index)
+    flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
     y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], layout.rows)
+    return y.view(*size[:-1], layout.rows)
 
 
 def conv1d(
@@ -198,18 +201,16 @@ def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, 
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(expected("x", "a tensor", type(x).__name__))
     layout.check_values(values)
-    if x.device != values.device:
-        raise ArgumentError(expected("x", f"device {values.device} of values", str(x.device)))
-    if x.dtype != values.dtype:
+    dtype, device = values.dtype, values.device
+    if x.device != device:
+        raise ArgumentError(expected("x", f"device {device} of values", str(x.device)))
+    if x.dtype != dtype:
         if not (torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point):
-            raise ArgumentError(expected("x", f"dtype {values.dtype} of values", str(x.dtype)))
-        x = x.to(values.dtype)
+            raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
+        x = x.to(dtype)
     if bias is not None and (
-        not isinstance(bias, Tensor)
-        or tuple(bias.shape) != (layout.rows,)
-        or bias.dtype != values.dtype
-        or bias.device != values.device
+        not isinstance(bias, Tensor) or bias.shape != layout.shape[:1] or bias.dtype != dtype or bias.device != device
     ):
         got = f"{bias.dtype} {list(bias.shape)} on {bias.device}" if isinstance(bias, Tensor) else type(bias).__name__
-        raise ArgumentError(expected("bias", f"{values.dtype} [{layout.rows}] on {values.device}, or None", got))
+        raise ArgumentError(expected("bias", f"{dtype} [{layout.rows}] on {device}, or None", got))
     return x
