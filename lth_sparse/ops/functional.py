@@ -16,8 +16,9 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
 from lth_sparse.ops.schemas import conv_output_size
+from lth_sparse.ops.strides import feature_major
 
-__all__ = ["conv1d", "conv2d", "linear"]
+__all__ = ["conv1d", "conv2d", "feature_major", "linear"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
