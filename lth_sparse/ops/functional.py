@@ -23,7 +23,9 @@ __all__ = ["conv1d", "conv2d", "feature_major", "linear"]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """``y = x W^T + b`` where W is the sparse matrix of ``values`` at the positions of ``layout``.
 
     Args:
@@ -31,6 +33,7 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in)``.
         bias: ``[out]`` or None.
+        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient; or None.
 
     Returns:
         ``[*, out]`` in the dtype of ``values``. Under autocast ``x`` is cast to that dtype, as for torch's float32
@@ -40,15 +43,17 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
         ArgumentError: a shape, dtype or device does not fit.
     """
     x = _checked(x, values, layout, bias, dims=2)
+    relu = _relu(activation)
     size, cols = x.shape, layout.cols
     if not size or size[-1] != cols:
         raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
-        return F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
+        y = F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
+        return torch.relu(y) if relu else y
     if len(size) == 2:
-        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index)
+        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, relu)
     flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
-    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index)
+    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, relu)
     return y.view(*size[:-1], layout.rows)
 
 
@@ -62,6 +67,7 @@ def conv1d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    activation: str | None = None,
 ) -> Tensor:
     """1-D cross-correlation; arguments as in :func:`conv2d` with one spatial dimension.
 
@@ -69,7 +75,7 @@ def conv1d(
         x: ``[N, C, L]`` or ``[C, L]``.
         layout: layout of a weight of shape ``(out, in / groups, kernel)``.
     """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, spatial=1)
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=1)
 
 
 def conv2d(
@@ -82,6 +88,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    activation: str | None = None,
 ) -> Tensor:
     """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
 
@@ -94,11 +101,12 @@ def conv2d(
         padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
         stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
         or ``"circular"``.
+        activation: ``"relu"`` or None, as in :func:`linear`.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument that does not fit.
     """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, spatial=2)
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
 
 
 def _conv(
@@ -111,10 +119,12 @@ def _conv(
     dilation: int | Sequence[int],
     groups: int,
     padding_mode: str,
+    activation: str | None,
     *,
     spatial: int,
 ) -> Tensor:
     x = _checked(x, values, layout, bias, dims=2 + spatial)
+    relu = _relu(activation)
     rows, channels, *kernel = layout.shape
     strides = sizes("stride", stride, spatial, 1)
     dilations = sizes("dilation", dilation, spatial, 1)
@@ -135,15 +145,16 @@ def _conv(
         weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
         y = dense(batched, weight, bias, strides, symmetric, dilations, groups)
+        y = torch.relu(y) if relu else y
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, relu
         )
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, relu,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
@@ -191,6 +202,12 @@ def sizes(name: str, value: int | Sequence[int], count: int, low: int) -> tuple[
     if len(found) != count or not all(isinstance(size, int) and size >= low for size in found):
         raise ArgumentError(expected(name, f"an int or {count} ints of at least {low}", repr(value)))
     return found
+
+
+def _relu(activation: str | None) -> bool:
+    if activation not in (None, "relu"):
+        raise ArgumentError(expected("activation", "'relu' or None", repr(activation)))
+    return activation is not None
 
 
 def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int) -> Tensor:
