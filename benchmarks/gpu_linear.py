@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.timing import quantile
+from .timing import quantile
 from lth_sparse import __version__
 from lth_sparse.formats import BSR
 from lth_sparse.ops import backend_of, functional

@@ -24,12 +24,12 @@ VARIABLES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, "not installed" where absent, lth_sparse and Python first."""
+def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Package -> version, of `more` too, "not installed" where absent, lth_sparse and Python first."""
     from lth_sparse._version import __version__
 
     found = {"lth_sparse": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
