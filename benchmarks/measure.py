@@ -7,7 +7,6 @@ changes its time; ratios are taken to it within each round.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -243,20 +242,26 @@ class Run:
         return [{**where, **one.row(self.rates_of(one.threads))} for one in self.measurements]
 
 
+def check_csv(path: Path, columns: Sequence[str]) -> bool:
+    """Whether `path` has a header already; ArgumentError when it is one of other columns."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open(newline="") as file:
+        if next(csv.reader(file)) != list(columns):
+            raise ArgumentError(expected("csv", f"a new file, or one with the same columns: {path}", "others"))
+    return True
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
     """Append rows to `path`; the header is written into a new or empty file.
 
     Raises ArgumentError when the file holds other columns.
     """
+    started = check_csv(path, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", newline="") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        if header is not None and header != list(columns):
-            raise ArgumentError(expected("csv", f"a file with the columns of this version in {path}", "other columns"))
-        file.seek(0, os.SEEK_END)
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns)
-        if header is None:
+        if not started:
             writer.writeheader()
         writer.writerows(rows)
 

@@ -14,6 +14,7 @@ repeats is timed, Python included. To add a peer, write its function and add one
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.ops import backend_of
 
 from .cases import Block, Case
+from .masked import Masked
 
 MODES = ("forward", "forward+dx", "step")
 
@@ -60,18 +62,9 @@ class Problem:
         assert self.module.bias is not None
         return self.module.bias.detach()
 
-    def copy(self, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    def copy(self, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Linear | nn.Conv2d:
         """The dense layer with parameters of its own."""
-        module = self.case.module().to(memory_format=memory_format)  # type: ignore[call-overload]
-        module.load_state_dict(self.module.state_dict())
-        return module  # type: ignore[no-any-return]
-
-    def operator(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The dense layer as a function of its weight."""
-        if isinstance(self.module, nn.Linear):
-            return F.linear(x, weight, bias)
-        case = self.case
-        return F.conv2d(x, weight, bias, case.stride, case.pad, groups=case.groups)
+        return copy.deepcopy(self.module).to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
 
 def _modes(call: Callable[[Tensor], Tensor], problem: Problem, x: Tensor, parameters: Iterable[Tensor]) -> Modes:
@@ -114,9 +107,8 @@ def dense_channels_last(problem: Problem, mask: Tensor) -> Modes:
 
 def masked_dense(problem: Problem, mask: Tensor) -> Modes:
     """The weight is multiplied by its mask in each forward: how pruning is usually simulated."""
-    weight, bias = problem.copy().parameters()
-    keep = mask.float()
-    return _modes(lambda x: problem.operator(x, weight * keep, bias), problem, problem.x, (weight, bias))
+    module = Masked(problem.copy(), mask)
+    return _modes(module, problem, problem.x, module.parameters())
 
 
 def torch_csr(problem: Problem, mask: Tensor) -> Modes:
