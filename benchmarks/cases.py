@@ -104,7 +104,9 @@ class Case:
 
         The gradients read x and dy and write dx once more; a weight is read again, and its gradient written.
         """
-        inputs = self.batch * self.weight[1] * self.groups * (1 if self.op == "linear" else self.image[0] * self.image[1])
+        inputs = (
+            self.batch * self.weight[1] * self.groups * (1 if self.op == "linear" else self.image[0] * self.image[1])
+        )
         outputs = self.pixels * self.weight[0]
         forward = 4.0 * (inputs + outputs) + 6.0 * nnz
         backward = {"forward": 0.0, "forward+dx": 4.0 * (inputs + outputs) + 6.0 * nnz}

@@ -60,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     rows = [
         pytest.param(comparison, key, id=f"{comparison}-{key[0]}-{key[1]:g}")
         for comparison in metafunc.config.stash[RUN].settings.comparisons()
-        for key in comparison.keys()
+        for key in comparison.candidates()
     ]
     metafunc.parametrize(("comparison", "key"), rows)
 

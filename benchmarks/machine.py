@@ -67,4 +67,16 @@ def about() -> dict[str, str]:
 
 
 #: The names of the columns of `about`.
-ABOUT = ("date", "processor", "cores", "isa", "system", "python", "torch", "numpy", "scipy", "onnxruntime", "lth_sparse")
+ABOUT = (
+    "date",
+    "processor",
+    "cores",
+    "isa",
+    "system",
+    "python",
+    "torch",
+    "numpy",
+    "scipy",
+    "onnxruntime",
+    "lth_sparse",
+)

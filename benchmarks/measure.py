@@ -1,7 +1,7 @@
 """Measures cases: each comparison runs all candidates of a case, at all densities, interleaved in one process.
 
-A comparison is one case, one number of threads and one mode. What multiplies all weights is in it once, since no density
-changes its time; ratios are taken to it within each round.
+A comparison is one case, one number of threads and one mode. What multiplies all weights is in it once, since no
+density changes its time; ratios are taken to it within each round.
 """
 
 from __future__ import annotations
@@ -131,7 +131,10 @@ class Settings:
     def comparisons(self) -> list[Comparison]:
         """In the order in which they are measured."""
         return [
-            Comparison(case, threads, mode, self) for threads in self.threads for case in self.cases for mode in self.modes
+            Comparison(case, threads, mode, self)
+            for threads in self.threads
+            for case in self.cases
+            for mode in self.modes
         ]
 
     def skipped(self) -> list[str]:
@@ -166,7 +169,7 @@ class Comparison:
             if case.op in provider.ops and self.mode in provider.modes and not provider.refusal(case)
         ]
 
-    def keys(self) -> list[Key]:
+    def candidates(self) -> list[Key]:
         """Its candidates, without building any."""
         return [
             (provider.name, density)
@@ -176,8 +179,10 @@ class Comparison:
 
     def cost(self) -> float:
         """A guess of its duration, for the time left: unit-free."""
-        calls = sum(density if density < 1 else 2.0 for _, density in self.keys())
-        return self.settings.seconds * 2e11 * len(self.keys()) + 10 * calls * self.case.flops(self.case.numel, self.mode)
+        calls = sum(density if density < 1 else 2.0 for _, density in self.candidates())
+        return self.settings.seconds * 2e11 * len(self.candidates()) + 10 * calls * self.case.flops(
+            self.case.numel, self.mode
+        )
 
     def measure(self) -> list[Measurement]:
         """Build the candidates, run them interleaved, and take the ratios."""

@@ -68,7 +68,9 @@ def roofline_plot(rows: Sequence[Row], path: Path, mode: str | None = None) -> P
     same run. Activations in a cache can lie above the slope: memory is then not what bounds them.
     """
     mode = mode or longest_mode(rows)
-    points = [row for row in rows if row["mode"] == mode and (row["candidate"] in STYLES or "dense" == row["candidate"])]
+    points = [
+        row for row in rows if row["mode"] == mode and (row["candidate"] in STYLES or row["candidate"] == "dense")
+    ]
     panels = list(dict.fromkeys(row["threads"] for row in points))
     with _figure(len(panels), path, (4.6, 3.6)) as (figure, grid):
         for axes, threads in zip(grid, panels, strict=False):
@@ -79,7 +81,8 @@ def roofline_plot(rows: Sequence[Row], path: Path, mode: str | None = None) -> P
             knee = peak / bandwidth
             axes.plot([low, knee, high], [low * bandwidth, peak, peak], color="#4d4d4d", linewidth=1.2)
             axes.annotate(f"{peak:.0f} GFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8)
-            axes.annotate(f"{bandwidth:.0f} GB/s", (low, low * bandwidth), ha="left", va="bottom", fontsize=8)
+            middle = math.sqrt(low * knee)
+            axes.annotate(f"{bandwidth:.0f} GB/s ", (middle, middle * bandwidth), ha="right", va="bottom", fontsize=8)
             for candidate in ("dense", *STYLES):
                 group = [row for row in mine if row["candidate"] == candidate]
                 if group:
@@ -87,6 +90,7 @@ def roofline_plot(rows: Sequence[Row], path: Path, mode: str | None = None) -> P
                     x, y = ([float(row[name]) for row in group] for name in ("flops_per_byte", "live_gflops"))
                     axes.plot(x, y, marker, color=colour, markersize=4, label=_label(candidate), alpha=0.8)
             axes.set(xscale="log", yscale="log", title=f"{mode}, {_threads(threads)}")
+            _plain_ticks(axes)
             axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
         _shared_labels(figure, grid, "live FLOP per byte moved at least", "live GFLOP/s")
     return path
@@ -127,7 +131,10 @@ def levels_plot(rows: Sequence[Row], path: Path) -> Path:
                 x, y = ([float(row[name]) for row in mine] for name in ("density", "level_seconds"))
                 axes.plot(x, y, marker=marker, color=colour, markersize=4, label=candidate)
                 total[candidate] = sum(y)
-            x, floor = ([float(row[name]) for row in mine] for name in ("density", "floor_seconds"))
+            x, training, floor = (
+                [float(row[name]) for row in mine] for name in ("density", "train_seconds", "floor_seconds")
+            )
+            axes.plot(x, training, "--", color="#0072b2", linewidth=1.0, label="of it training")
             axes.plot(x, floor, ":", color="#4d4d4d", label="floor: density x dense training")
             ratio = total["masked dense"] / total["lth_sparse"]
             axes.set(xscale="log", ylim=(0, None), title=f"{network}, {_threads(threads)}: {ratio:.2f}x in all")
@@ -187,11 +194,16 @@ def _ratio_line(axes: Axes, candidate: str, rows: Sequence[Row]) -> None:
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _plain_ticks(axes: Axes, densities: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+def _plain_ticks(axes: Axes, marks: Sequence[float] = ()) -> None:
+    """Plain numbers on logarithmic axes, at 1, 2 and 5 of each decade, or at `marks` on the horizontal one."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    axes.xaxis.set_major_locator(FixedLocator(list(densities)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_locator(NullLocator())
+    if marks:
+        axes.xaxis.set_major_locator(FixedLocator(list(marks)))
     plain: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(plain))

@@ -64,7 +64,7 @@ class Problem:
 
     def copy(self, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Linear | nn.Conv2d:
         """The dense layer with parameters of its own."""
-        return copy.deepcopy(self.module).to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+        return copy.deepcopy(self.module).to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def _modes(call: Callable[[Tensor], Tensor], problem: Problem, x: Tensor, parameters: Iterable[Tensor]) -> Modes:
@@ -184,7 +184,7 @@ def scipy_csr(problem: Problem, mask: Tensor) -> Modes:
 
 
 def onnxruntime_dense(problem: Problem, mask: Tensor) -> Modes:
-    """onnxruntime's dense layer, forward alone; its threads wait asleep, since they share the cores with others here."""
+    """onnxruntime's dense layer, forward alone; its threads wait asleep, since others need the cores here."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -192,7 +192,7 @@ def onnxruntime_dense(problem: Problem, mask: Tensor) -> Modes:
     if case.op == "linear":
         node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
     else:
-        sides = {"strides": [case.stride] * 2, "pads": [case.pad] * 4, "group": case.groups}
+        sides: Any = {"strides": [case.stride] * 2, "pads": [case.pad] * 4, "group": case.groups}
         node = helper.make_node("Conv", ["x", "weight", "bias"], ["y"], **sides)
     graph = helper.make_graph(
         [node],

@@ -1,9 +1,9 @@
 """A full search for a ticket, timed level by level: our engine, and the same loop with masked dense layers.
 
 Both prune the same shares by magnitude per layer, rewind to the same initial weights, make a new optimiser and take the
-same number of steps on the same random images; they take turns level by level, so that the machine's moods hit both. A
-level's time is everything: pruning, rewinding, conversion and training. Its floor is density x the dense network's time:
-what it would take if time went to live weights alone.
+same number of steps on the same random images; they take turns level by level, so that the machine's moods hit both.
+A level's time is everything: pruning, rewinding, conversion and training. Its floor is density x the dense network's
+training: what it would take if time went to live weights alone.
 """
 
 from __future__ import annotations

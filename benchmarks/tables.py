@@ -44,7 +44,7 @@ def layer_grid(run: Run) -> Grid:
 
 
 def peer_grid(run: Run) -> Grid | None:
-    """All candidates of the steps and forward passes, times in microseconds with the ratio to the better dense layer."""
+    """Ratios of all sparse candidates to the better dense layer; None when there are no peers among them."""
     names = list(dict.fromkeys(one.provider.name for one in run.measurements if one.provider.sparse))
     if not any(not one.provider.ours for one in run.measurements if one.provider.sparse):
         return None

@@ -179,7 +179,9 @@ class StepTime:
     layouts: str = ""
 
 
-def time_steps(network: Network, densities: tuple[float, ...], threads: int, seconds: float, rounds: int) -> list[StepTime]:
+def time_steps(
+    network: Network, densities: tuple[float, ...], threads: int, seconds: float, rounds: int
+) -> list[StepTime]:
     """All candidates of a network, interleaved: `seconds` for each, but `rounds` rounds at least."""
     steps: dict[Key, TrainingStep] = {("dense", 1.0): TrainingStep(network, network.model())}
     kept: dict[Key, int] = {}

@@ -49,12 +49,8 @@ def bench(
         int | None,
         typer.Option(min=1, help="With --end-to-end: steps of a level.", show_default="lenet 300, conv6 20"),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(help="Append every measurement to this file.", show_default=False)
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="Directory to draw SVG plots into.", show_default=False)
-    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Append every measurement to this file.", show_default=False)] = None,
+    plots: Annotated[Path | None, typer.Option(help="Directory to draw SVG plots into.", show_default=False)] = None,
 ) -> int:
     """Measure layers, or whole networks, against dense torch and other libraries on this machine."""
     from lth_sparse.cli.measuring import Options, run

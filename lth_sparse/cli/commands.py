@@ -1,6 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
-Nothing is computed here: a command gathers its options and calls `find`, `convert`, `measuring` or `doctor`, imported only then.
+Nothing is computed here: a command gathers its options and calls `find`, `convert` or `doctor`, imported only then.
+`bench` has a file of its own.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ so that the prune rates of a preset are the patterns "conv*", "fc*" and "output*
     conv6       2,261,184
     vgg19       20,024,000  16 convolutions with batch normalisation and four poolings, the mean over the image, and one
                             fully connected layer, as for CIFAR in the paper
-    resnet20    270,896     the paper's "Resnet-18": 16, 32 and 64 channels in 3 x 3 blocks of two convolutions, the mean
-                            over the image; 1x1 convolutions (shortcut) where a block changes the size
+    resnet20    270,896     the paper's "Resnet-18": 16, 32 and 64 channels in 3 x 3 blocks of two convolutions, the
+                            mean over the image; 1x1 convolutions (shortcut) where a block changes the size
     resnet18    11,164,352  He et al. 2016, 64 to 512 channels in 4 x 2 such blocks, its stem for small images: 3x3
                             without stride and pooling. Not in the paper
 
