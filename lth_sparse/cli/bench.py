@@ -12,8 +12,12 @@ __all__ = ["bench"]
 
 def bench(
     cases: Annotated[
-        str, typer.Option(help="Layers: names, globs and tags (headline, networks, vgg19, all ...), with commas.")
-    ] = "headline",
+        str | None,
+        typer.Option(
+            help="Layers: names, globs and tags (headline, networks, vgg19, all ...), with commas.",
+            show_default="headline",
+        ),
+    ] = None,
     densities: Annotated[
         str | None,
         typer.Option(
@@ -23,8 +27,12 @@ def bench(
         ),
     ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of threads, with commas, such as 1,2.")] = "1",
-    layouts: Annotated[str, typer.Option(help="Ours, with commas.")] = "csr,bsr-4x1,bsr-16x16",
-    modes: Annotated[str, typer.Option(help="Some of forward, forward+dx, step.")] = "forward,step",
+    layouts: Annotated[
+        str | None, typer.Option(help="Ours, with commas.", show_default="csr,bsr-4x1,bsr-16x16")
+    ] = None,
+    modes: Annotated[
+        str | None, typer.Option(help="Some of forward, forward+dx, step.", show_default="forward,step")
+    ] = None,
     peers: Annotated[
         str | None,
         typer.Option(help="Other libraries to measure besides dense torch, with commas, or none. Default: all."),

@@ -36,11 +36,11 @@ QUICK_DENSITIES, QUICK_SECONDS = (0.2, 0.1), 0.03
 class Options:
     """The command line; None means the benchmark's own, which --quick makes smaller."""
 
-    cases: str = "headline"
+    cases: str | None = None
     densities: str | None = None
     threads: str = "1"
-    layouts: str = ",".join(LAYOUTS)
-    modes: str = "forward,step"
+    layouts: str | None = None
+    modes: str | None = None
     peers: str | None = None
     seconds: float | None = None
     quick: bool = False
@@ -70,11 +70,11 @@ def _layers(options: Options, console: Console) -> int:
         if getattr(options, name) is not None:
             raise ArgumentError(expected(f"--{name}", "--end-to-end beside it", "none"))
     settings = Settings(
-        select(options.cases),
+        select(options.cases or "headline"),
         _densities(options, DENSITIES),
         integers("--threads", options.threads),
-        words(options.modes),
-        words(options.layouts),
+        words(options.modes or "forward,step"),
+        words(options.layouts) if options.layouts is not None else LAYOUTS,
         words(options.peers if options.peers is not None else "none" if options.quick else ",".join(PEERS)),
         options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else 0.2,
     )
@@ -97,6 +97,9 @@ def _layers(options: Options, console: Console) -> int:
 
 
 def _networks(options: Options, console: Console) -> int:
+    for name in ("cases", "layouts", "modes", "peers", "seconds"):
+        if getattr(options, name) is not None:
+            raise ArgumentError(expected(f"--{name}", "no --end-to-end beside it", "both"))
     settings = end_to_end.Settings(
         networks=words(options.networks) if options.networks is not None else tuple(end_to_end.NETWORKS),
         densities=_densities(options, end_to_end.DENSITIES),
