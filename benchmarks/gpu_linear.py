@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lth_sparse import __version__
+from lth_sparse._version import __version__
 from lth_sparse.formats import BSR
 from lth_sparse.ops import backend_of, functional
 from lth_sparse.ops.schemas import OPS

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lth_sparse as ls
 from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.nn import SparseConv2d, SparseLinear
 from lth_sparse.ops import backend_of
 
 from .cases import Block, Case
@@ -215,7 +215,7 @@ def _sparse(layout: str, block: Block | None) -> Callable[[Problem, Tensor], Mod
     """This library's layer in one layout."""
 
     def make(problem: Problem, mask: Tensor) -> Modes:
-        kind = ls.nn.SparseLinear if problem.case.op == "linear" else ls.nn.SparseConv2d
+        kind = SparseLinear if problem.case.op == "linear" else SparseConv2d
         module = kind.from_dense(problem.module, mask, layout=layout, block=block)
         return _modes(module, problem, problem.x, module.parameters())
 

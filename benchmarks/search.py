@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lth_sparse as ls
+from lth_sparse.engine import levels as search_levels
 from lth_sparse.engine.scope import prune
 from lth_sparse.engine.selection import layer_rates, weights_of
 
@@ -87,7 +87,7 @@ def time_levels(network: Network, threads: int, levels: int, iterations: int) ->
     """Levels 0 to `levels` of both candidates, one turn a level; the one that begins alternates."""
     x, y = network.data()
     masked = MaskedSearch(network)
-    ours = ls.levels(network.model(), levels=levels, rates=dict(network.rates))
+    ours = search_levels(network.model(), levels=levels, rates=dict(network.rates))
     train(network, network.model(), x, y, min(iterations, 3))  # thread pools and code are warm when level 0 begins
 
     def run_masked() -> tuple[float, float]:

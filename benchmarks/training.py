@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lth_sparse as ls
-from lth_sparse.nn import SparseModule
+from lth_sparse.nn import SparseModule, sparsify_
 from lth_sparse.paper import PRESETS, build_model
 
 from .masked import mask_
@@ -194,7 +193,7 @@ def time_steps(
     for density in densities:
         masks = random_masks(template, density)
         model = copy.deepcopy(template)
-        report = ls.sparsify_(model, masks)
+        report = sparsify_(model, masks)
         steps[OURS, density] = TrainingStep(network, model)
         layouts[OURS, density] = ", ".join(f"{k} {n}" for k, n in Counter(row.layout for row in report.layers).items())
     for key in steps:
