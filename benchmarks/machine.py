@@ -56,9 +56,10 @@ def torch_threads(threads: int) -> Iterator[None]:
 def about() -> dict[str, str]:
     """Columns that say where and with what a row was measured."""
     machine, versions = facts.machine(), facts.versions(("scipy", "onnxruntime"))
+    generation = facts.cpu_generation()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "processor": machine["processor"],
+        "processor": f"{machine['processor']} ({generation})" if generation else machine["processor"],
         "cores": machine["cores"],
         "isa": _C.isa(),
         "system": machine["system"],
