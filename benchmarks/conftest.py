@@ -15,7 +15,7 @@ from .machine import about
 from .measure import COLUMNS, Run, Settings, write_csv
 from .options import floats, integers, words
 from .providers import LAYOUTS, PEERS
-from .tables import layer_grid, peer_grid, rates_line
+from .tables import layer_grid, network_grid, peer_grid, rates_line
 
 RUN = pytest.StashKey[Run]()
 
@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     )
     for sentence in run.settings.skipped():
         terminalreporter.line(sentence)
-    for grid in (layer_grid(run), peer_grid(run)):
+    for grid in (layer_grid(run), peer_grid(run), network_grid(run)):
         for line in plain_text(grid).splitlines() if grid else ():
             terminalreporter.line(line)
     if path := config.getoption("--csv"):

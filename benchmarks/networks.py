@@ -89,6 +89,9 @@ RESNET50: tuple[Conv, ...] = (
     ("stage4-3x3", 512, 512, 3, 7, 1, 2),
 )
 
+#: Tags whose cases are all layers of a network.
+NETWORK_NAMES = ("lenet", "conv6", "vgg19", "resnet18", "resnet50", "bert", "vit")
+
 NETWORK_LAYERS: tuple[Case, ...] = (
     *_linears("lenet", 60, (("output", 10, 100, 1),)),  # its other layers are in cases.py
     *_convs("conv6", 60, CONV6),

@@ -215,7 +215,9 @@ def _shared_labels(figure: Figure, grid: Sequence[Axes], x: str, y: str) -> None
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
+    columns = 2 if len(grid) == 1 else 4
+    place: Any = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 8.5}
+    figure.legend(handles.values(), handles.keys(), **place)
 
 
 def _label(candidate: str) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from lth_sparse.report.tables import Grid
 
+from .cases import select
 from .measure import Measurement, Run
+from .networks import NETWORK_NAMES
 from .providers import DENSE
 
 HEADERS = (
@@ -57,6 +59,39 @@ def peer_grid(run: Run) -> Grid | None:
         for (case, threads, mode, density), group in found.items()
     )
     return Grid("Dense time over", ("case", "mode", "threads", "density", *names), rows, left=2)
+
+
+def network_grid(run: Run) -> Grid | None:
+    """All layers of a network together, each as often as it comes; None when no network was measured in full.
+
+    Layers alone: what is between them is in `lth-sparse bench --end-to-end`.
+    """
+    times: dict[tuple[str, int, str, float], dict[str, float]] = {}
+    for one in run.measurements:
+        key = (one.provider.name, one.threads, one.mode, one.density)
+        times.setdefault(key, {})[one.case.name] = one.seconds()
+    rows = []
+    for network in NETWORK_NAMES:
+        cases = select(network)
+        for (name, threads, mode, density), mine in times.items():
+            if not name.startswith("lth_sparse ") or not all(case.name in mine for case in cases):
+                continue
+            ours = sum(case.count * mine[case.name] for case in cases)
+            dense = sum(case.count * _best_dense(times, threads, mode, case.name) for case in cases)
+            layout = name.removeprefix("lth_sparse ")
+            cells = (f"{density:g}", f"{dense * 1e3:.2f}", f"{ours * 1e3:.2f}", f"{dense / ours:.2f}")
+            rows.append((network, layout, mode, str(threads), *cells))
+    if not rows:
+        return None
+    headers = ("layers of", "layout", "mode", "threads", "density", "dense ms", "ours ms", "ratio")
+    return Grid("Sums over networks", headers, tuple(rows), left=3)
+
+
+def _best_dense(
+    times: dict[tuple[str, int, str, float], dict[str, float]], threads: int, mode: str, case: str
+) -> float:
+    found = (times.get((name, threads, mode, 1.0), {}).get(case) for name in DENSE)
+    return min(seconds for seconds in found if seconds is not None)
 
 
 def rates_line(run: Run) -> str:

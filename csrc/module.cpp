@@ -195,7 +195,9 @@ int64_t set_thread_grain(int64_t multiply_adds) {
 }
 
 double fma_peak(double seconds, int threads) {
-  if (!(seconds > 0)) throw std::invalid_argument("seconds: expected a positive number, got " + std::to_string(seconds));
+  if (!(seconds > 0)) {
+    throw std::invalid_argument("seconds: expected a positive number, got " + std::to_string(seconds));
+  }
   at_least("threads", threads, 1);
   return lth::fma_peak(seconds, threads);
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "cpu_features.h"
@@ -20,23 +21,23 @@ typedef float Reg16 __attribute__((vector_size(16)));
 typedef float Reg32 __attribute__((vector_size(32)));
 typedef float Reg64 __attribute__((vector_size(64)));
 
-// Twelve chains: two units of a latency up to six keep busy. Each chain is a variable of its own, for arrays go to memory.
+// Twelve chains keep two units of a latency up to six busy. Each is a variable of its own: an array would go to memory.
+// The empty asm keeps the compiler from seeing through the loop.
 constexpr int64_t kChains = 12;
 #define LTH_EACH(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-// The empty asm keeps the compiler from seeing through the loop.
 #define LTH_START(i) Reg a##i = s;
-#define LTH_STEP(i)  \
+#define LTH_STEP(i)    \
   a##i = a##i * m + s; \
   asm volatile("" : "+" LTH_REGISTER(a##i));
 #define LTH_ADD(i) sum += a##i;
-#define LTH_BODY                                        \
-  const Reg m = Reg{} + scale, s = Reg{} + shift;       \
-  LTH_EACH(LTH_START)                                   \
-  for (int64_t step = 0; step < steps; ++step) {        \
-    LTH_EACH(LTH_STEP)                                  \
-  }                                                     \
-  Reg sum{};                                            \
-  LTH_EACH(LTH_ADD)                                     \
+#define LTH_BODY                                  \
+  const Reg m = Reg{} + scale, s = Reg{} + shift; \
+  LTH_EACH(LTH_START)                             \
+  for (int64_t step = 0; step < steps; ++step) {  \
+    LTH_EACH(LTH_STEP)                            \
+  }                                               \
+  Reg sum{};                                      \
+  LTH_EACH(LTH_ADD)                               \
   return sum[0];
 
 #if defined(__x86_64__)
@@ -58,6 +59,12 @@ float chains_scalar(int64_t steps, float scale, float shift) {
   typedef Reg16 Reg;
   LTH_BODY
 }
+#undef LTH_REGISTER
+#undef LTH_BODY
+#undef LTH_ADD
+#undef LTH_STEP
+#undef LTH_START
+#undef LTH_EACH
 
 struct Peak {
   float (*run)(int64_t steps, float scale, float shift);
@@ -91,7 +98,6 @@ double fma_peak(double seconds, int threads) {
     (void)sink;
     took = now() - start;
   }
-  double best = 0;
   const double end = now() + seconds;
   // Every thread measures its own windows: one that is interrupted spoils one window of its own, and no waiting counts.
   std::vector<double> rates(static_cast<size_t>(threads), 0.0);
@@ -104,8 +110,7 @@ double fma_peak(double seconds, int threads) {
       rates[static_cast<size_t>(thread)] = std::max(rates[static_cast<size_t>(thread)], rate);
     } while (now() < end);
   });
-  for (double rate : rates) best += rate;
-  return best;
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
 }
 
 }  // namespace lth

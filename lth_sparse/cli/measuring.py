@@ -22,7 +22,7 @@ from lth_sparse.benchmarks.measure import COLUMNS, Run, Settings, check_csv, wri
 from lth_sparse.benchmarks.options import floats, integers, words
 from lth_sparse.benchmarks.plots import draw
 from lth_sparse.benchmarks.providers import LAYOUTS, PEERS
-from lth_sparse.benchmarks.tables import layer_grid, peer_grid, rates_line
+from lth_sparse.benchmarks.tables import layer_grid, network_grid, peer_grid, rates_line
 from lth_sparse.cli.find import show
 from lth_sparse.cli.progress import crowding, duration
 from lth_sparse.errors import ArgumentError, expected
@@ -88,7 +88,7 @@ def _layers(options: Options, console: Console) -> int:
             progress.done()
     _say(console, f"\nCeilings: {rates_line(work)}.")
     _say(console, "Times are medians, a ratio above 1 is faster than the better of torch's dense layers.\n")
-    for grid in (layer_grid(work), peer_grid(work)):
+    for grid in (layer_grid(work), peer_grid(work), network_grid(work)):
         if grid is not None:
             show(console, grid)
     rows = work.rows()

@@ -11,10 +11,11 @@ import torch
 
 from lth_sparse.benchmarks.cases import Case, select
 from lth_sparse.benchmarks.machine import Rates
-from lth_sparse.benchmarks.measure import COLUMNS, Run, Settings, read_csv, write_csv
+from lth_sparse.benchmarks.measure import COLUMNS, Measurement, Run, Settings, read_csv, write_csv
 from lth_sparse.benchmarks.options import floats, integers, words
 from lth_sparse.benchmarks.plots import draw
-from lth_sparse.benchmarks.tables import layer_grid, peer_grid, rates_line
+from lth_sparse.benchmarks.providers import PROVIDERS
+from lth_sparse.benchmarks.tables import layer_grid, network_grid, peer_grid, rates_line
 from lth_sparse.errors import ArgumentError
 
 TINY = (
@@ -137,6 +138,24 @@ def test_without_a_forward_pass_the_table_has_gaps() -> None:
     assert all(work.measure())
     assert layer_grid(work).rows[0][4:7] == ("-", "-", "-")
     assert peer_grid(work) is None
+
+
+def test_layers_of_a_network_are_added_up_as_often_as_they_come() -> None:
+    cases = select("bert")
+    work = Run(Settings(cases, (0.5,), modes=("forward",)), rates={1: Rates(1e11, 1e10)})
+    names = {"dense": 1.0, "lth_sparse csr": 0.5}
+    for case in cases:
+        for name, density in names.items():
+            seconds = 3.0 if name == "dense" else 2.0
+            work.add([Measurement(case, 1, "forward", PROVIDERS[name], density, 1, [seconds], [1.0], "dense")])
+    grid = network_grid(work)
+    assert grid is not None
+    # 48 + 12 + 12 layers
+    assert grid.rows == (("bert", "csr", "forward", "1", "0.5", "216000.00", "144000.00", "1.50"),)
+
+
+def test_a_network_of_which_layers_are_missing_is_not_added_up(run: Run) -> None:
+    assert network_grid(run) is None
 
 
 def test_plots_are_drawn_and_the_same_rows_give_the_same_files(run: Run, tmp_path: Path) -> None:
