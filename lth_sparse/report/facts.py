@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["PACKAGES", "cpu_name", "environment", "kernels", "machine", "versions"]
+__all__ = ["PACKAGES", "cpu_generation", "cpu_name", "environment", "kernels", "machine", "versions"]
 
 PACKAGES = ("torch", "numpy", "safetensors", "rich", "typer", "jinja2", "matplotlib", "scikit-learn", "triton")
 
@@ -24,12 +24,12 @@ VARIABLES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, "not installed" where absent, lth_sparse and Python first."""
+def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Package -> version, of `more` too, "not installed" where absent, lth_sparse and Python first."""
     from lth_sparse._version import __version__
 
     found = {"lth_sparse": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -69,12 +69,25 @@ def environment() -> dict[str, str]:
 
 def cpu_name() -> str:
     """Model name of the processor, or its architecture where the system does not say."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_generation() -> str:
+    """ "family 25, model 17" and the like, since virtual machines often hide the rest of the name; "" if unknown."""
+    info = _cpuinfo()
+    return f"family {info['cpu family']}, model {info['model']}" if {"cpu family", "model"} <= set(info) else ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The lines of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
+    return found
 
 
 def _cores() -> int:
