@@ -101,7 +101,9 @@ class Run:
         for _, name, part in self.settings.pieces():
             own = STEP_COST[name]
             if part == "step":
-                costs.append((own * self.settings.rounds + self.settings.seconds) * (4 + len(self.settings.densities)))
+                costs.append(
+                    (own * self.settings.rounds + self.settings.seconds) * (4 + 2 * len(self.settings.densities))
+                )
             else:
                 costs += [own * self._iterations(name)] * (self.settings.depth + 1)
         return costs

@@ -3,7 +3,7 @@
 Random images of the right shape, the optimisers of the paper (Adam for LeNet-300-100 and Conv-6, SGD with momentum for
 VGG-19 and ResNet-18), all fused. Every layer keeps the same share of its weights at random positions, except the first
 convolution and the last linear layer, which stay dense. Ours is `sparsify_(model, masks)` as a user calls it: each
-layer's layout is chosen by its density.
+layer's layout is chosen by its density. "feature-major" is the same after `fuse_relu_` and `feature_major_`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lth_sparse.nn import SparseModule, sparsify_
+from lth_sparse.nn import SparseModule, feature_major_, fuse_relu_, sparsify_
 from lth_sparse.paper import PRESETS, build_model
 
 from .masked import mask_
 from .timing import interleave, quantile
 
 DENSE = ("dense", "dense channels_last")
-MASKED, OURS = "masked dense", "lth_sparse"
+MASKED, OURS, FEATURE_MAJOR = "masked dense", "lth_sparse", "lth_sparse feature-major"
 
 #: A candidate: its name and the share of the weights kept, 1 for what multiplies all of them.
 Key = tuple[str, float]
@@ -194,8 +194,13 @@ def time_steps(
         masks = random_masks(template, density)
         model = copy.deepcopy(template)
         report = sparsify_(model, masks)
-        steps[OURS, density] = TrainingStep(network, model)
-        layouts[OURS, density] = ", ".join(f"{k} {n}" for k, n in Counter(row.layout for row in report.layers).items())
+        chosen = ", ".join(f"{k} {n}" for k, n in Counter(row.layout for row in report.layers).items())
+        kept_format = copy.deepcopy(model)
+        fuse_relu_(kept_format)
+        feature_major_(kept_format)
+        for name, ours in ((OURS, model), (FEATURE_MAJOR, kept_format)):
+            steps[name, density] = TrainingStep(network, ours)
+            layouts[name, density] = chosen
     for key in steps:
         masks = random_masks(template, key[1])
         pruned = sum(mask.numel() - int(mask.sum()) for mask in masks.values())

@@ -15,7 +15,7 @@ from lth_sparse.benchmarks.end_to_end import COLUMNS, Run, Settings
 from lth_sparse.benchmarks.machine import Rates
 from lth_sparse.benchmarks.masked import Masked, mask_
 from lth_sparse.benchmarks.search import MaskedSearch, time_levels
-from lth_sparse.benchmarks.training import MASKED, NETWORKS, OURS, TrainingStep, random_masks
+from lth_sparse.benchmarks.training import FEATURE_MAJOR, MASKED, NETWORKS, OURS, TrainingStep, random_masks
 from lth_sparse.errors import ArgumentError
 from lth_sparse.paper import PRESETS
 
@@ -129,7 +129,8 @@ def test_rows_have_the_columns_of_the_csv(run: Run) -> None:
     rows = run.rows()
     assert all(tuple(row) == COLUMNS for row in rows)
     steps = [(row["candidate"], row["density"]) for row in rows if row["part"] == "step"]
-    assert steps == [("dense", "1"), (MASKED, "0.1"), (OURS, "0.5"), (OURS, "0.1")]
+    ours = [(candidate, density) for density in ("0.5", "0.1") for candidate in (OURS, FEATURE_MAJOR)]
+    assert steps == [("dense", "1"), (MASKED, "0.1"), *ours]
     searches = [(row["candidate"], row["level"]) for row in rows if row["part"] == "search"]
     assert searches == [(candidate, str(level)) for level in range(3) for candidate in (OURS, MASKED)]
     assert {row["weights_kept"] for row in rows if row["density"] == "0.5"} == {"133600"}  # and 1,000 of the output
@@ -142,7 +143,7 @@ def test_the_floor_is_density_times_the_dense_training(run: Run) -> None:
 
 def test_tables_end_with_the_whole_search(run: Run) -> None:
     steps, search = run.grids()
-    assert len(steps.rows) == 4
+    assert len(steps.rows) == 6
     assert [row[0] for row in search.rows] == ["0", "1", "2", "all"]
 
 
