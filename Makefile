@@ -64,7 +64,9 @@ sanitize: ## the same under AddressSanitizer and UndefinedBehaviorSanitizer, the
 # The package in a folder of its own with a sanitized extension. `pytest` and not `python -m pytest`, which would put
 # this folder first. Leaks are not looked for: Python and torch keep what they like until the end.
 sanitize-python: $(PACKAGE) ## the kernel tests of pytest with an extension under ASan and UBSan
-	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+	$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@grep -q __asan_init $(SANITIZED)/lib/lth_sparse/_C*.so || { echo "lth_sparse: setuptools ignored the compiler flags: the extension is not sanitized" >&2; exit 1; }
 	PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive \
 	$(BIN)/pytest -p no:cacheprovider tests/csrc tests/ops --deselect tests/csrc/test_native.py $(PYTEST_ARGS)
