@@ -1,8 +1,8 @@
 // The bound is memory: both directions move `numel` and `nnz` elements and one bit for each weight.
 //
-// A chunk is handled by one of four loops: AVX-512 has the instructions (expand, compress), AVX2 permutes eight values by
-// a table of 256 rows, NEON four by one of 16, and plain C++ advances a pointer by each bit. Function attributes name the
-// instruction set, since these loops share no inline function with other sources.
+// A chunk is handled by one of four loops: AVX-512 has the instructions (expand, compress), AVX2 permutes eight values
+// by a table of 256 rows, NEON four by one of 16, and plain C++ advances a pointer by each bit. Function attributes
+// name the instruction set, since these loops share no inline function with other sources.
 #include "expand.h"
 
 #include <array>

@@ -1,5 +1,5 @@
-// NEON (AArch64): Vec<float> of 4 lanes and Vec<double> of 2. Included inside a namespace; see kernels-neon.cpp. The same
-// members in simd-avx2-inl.h and simd-avx512-inl.h; what each means is written in simd-scalar-inl.h.
+// NEON (AArch64): Vec<float> of 4 lanes and Vec<double> of 2. Included inside a namespace; see kernels-neon.cpp. The
+// same members in simd-avx2-inl.h and simd-avx512-inl.h; what each means is written in simd-scalar-inl.h.
 
 template <class T>
 struct Vec;

@@ -2,9 +2,9 @@
 // (ThreadSanitizer, and gcc's libgomp). Defining LTH_SPARSE_STD_THREADS chooses these even where OpenMP is at hand.
 //
 // Workers are started when they are first needed and kept. A worker that has nothing to do watches for work for some
-// tens of microseconds, so that the layers of a network find it awake, and then sleeps. Callers on several threads lease
-// workers of their own, as they do with OpenMP. Unlike with libgomp, a process may fork at any time: a child starts
-// with no workers and makes new ones.
+// tens of microseconds, so that the layers of a network find it awake, and then sleeps. Callers on several threads
+// lease workers of their own, as they do with OpenMP. Unlike with libgomp, a process may fork at any time: a child
+// starts with no workers and makes new ones.
 #pragma once
 
 namespace lth {

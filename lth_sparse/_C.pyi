@@ -173,7 +173,7 @@ def microkernels() -> list[str]:
     """
 
 def build_info() -> dict[str, str | bool]:
-    """``compiler``, ``version`` (strings) and ``openmp`` (bool) of this build. Without OpenMP it has threads of its own."""
+    """``compiler``, ``version`` (strings) and ``openmp`` (bool) of this build; without OpenMP, threads of its own."""
 
 def trim() -> int:
     """Free the scratch memory kept between calls and not in use now; returns how many bytes that was."""

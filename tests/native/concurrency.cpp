@@ -1,5 +1,5 @@
-// Several threads call every driver at once, each call with a team of its own, while another frees the scratch memory: the
-// results are those of calls one after another, bit for bit. A forked child may compute, too, except with libgomp.
+// Several threads call every driver at once, each call with a team of its own, while another frees the scratch memory:
+// the results are those of calls one after another, bit for bit. A forked child may compute, too, except with libgomp.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,11 +55,11 @@ struct Layers {
   void run(const Results& r, int threads) const {
     const Csr<uint16_t>& w = linear_weight;
     const Csr<int32_t>& k = conv_weight;
-    csr_linear_forward<T, uint16_t>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(), r.y.data(),
-                                    {kRows, 1}, w.crow.data(), w.col.data(), threads);
-    csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1}, values.data(),
-                                     r.dx.data(), {kCols, 1}, r.dvalues.data(), r.dbias.data(), w.ccol.data(),
-                                     w.row.data(), w.perm.data(), threads);
+    csr_linear_forward<T, uint16_t>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(),
+                                    r.y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
+    csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
+                                     values.data(), r.dx.data(), {kCols, 1}, r.dvalues.data(), r.dbias.data(),
+                                     w.ccol.data(), w.row.data(), w.perm.data(), threads);
     csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
                                    k.col.data(), threads);
     csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image.data(), taps.data(), r.image_dx.data(),

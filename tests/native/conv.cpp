@@ -1,5 +1,5 @@
-// csr_conv2d_forward and csr_conv2d_backward over kernels, strides, paddings, dilations, groups and image counts that leave
-// strips partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border.
+// csr_conv2d_forward and csr_conv2d_backward over kernels, strides, paddings, dilations, groups and image counts that
+// leave strips partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border.
 #include "csr_conv.h"
 
 #include "harness.h"
@@ -62,7 +62,7 @@ const Case kCases[] = {
     {2, 200, 4, 4, 9, 1, 3, 3, 1, 1, 1, 1, 1, 1, .3},  // blocks of the reduction
     {2, 9, 4, 4, 200, 1, 3, 3, 1, 1, 1, 1, 1, 1, .3},
     {16, 24, 40, 17, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, .03},  // several bands
-    {1, 240, 2, 2, 160, 1, 2, 2, 1, 1, 0, 0, 1, 1, .5},   // placed and sorted by all threads
+    {1, 240, 5, 2, 160, 1, 2, 2, 1, 1, 0, 0, 1, 1, .5},   // non-zeros placed and sorted by all threads for all
     {2, 70, 30, 30, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, .02},   // offsets beyond 16 bits where a pixel is the unit
 };
 
@@ -72,7 +72,8 @@ struct Truth {
 };
 
 template <class T, class Index>
-Truth<T> truth(const ConvSizes& s, const Csr<Index>& w, const Array<T>& x, const Array<T>& grad, const Array<T>& values) {
+Truth<T> truth(const ConvSizes& s, const Csr<Index>& w, const Array<T>& x, const Array<T>& grad,
+               const Array<T>& values) {
   const auto size = [](int64_t count) { return static_cast<size_t>(count); };
   Truth<T> t{std::vector<Sum>(size(grad.size())), std::vector<Sum>(size(x.size())), std::vector<Sum>(size(w.nnz)),
              std::vector<Sum>(size(s.out_channels))};
@@ -118,8 +119,8 @@ void check(const Case& c, int seed) {
   each_isa([&](const char* isa) {
     for (int threads = 1; threads <= 4; ++threads, ++turn) {
       const int wanted = 1 + turn % 7;
-      begin_case("conv %s %s %s case %d threads %d wanted %d", type_name<T>(), type_name<Index>(), isa, seed - 1, threads,
-                 wanted);
+      begin_case("conv %s %s %s case %d threads %d wanted %d", type_name<T>(), type_name<Index>(), isa, seed - 1,
+                 threads, wanted);
       const bool biased = turn % 2;
       const Array<T> y(grad.size());
       poison_scratch();
@@ -133,9 +134,10 @@ void check(const Case& c, int seed) {
 
       const Array<T> dx(x.size()), dvalues(w.nnz), dbias(s.out_channels);
       poison_scratch();
-      csr_conv2d_backward<T, Index>(s, grad.data(), wanted & 2 ? x.data() : nullptr, wanted & 1 ? values.data() : nullptr,
-                                    wanted & 1 ? dx.data() : nullptr, wanted & 2 ? dvalues.data() : nullptr,
-                                    wanted & 4 ? dbias.data() : nullptr, w.crow.data(), w.col.data(), threads);
+      csr_conv2d_backward<T, Index>(s, grad.data(), wanted & 2 ? x.data() : nullptr,
+                                    wanted & 1 ? values.data() : nullptr, wanted & 1 ? dx.data() : nullptr,
+                                    wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr,
+                                    w.crow.data(), w.col.data(), threads);
       const auto expect = [](const Array<T>& found, const std::vector<Sum>& sums, const char* what) {
         for (int64_t i = 0; i < found.size(); ++i) expect_sum(found[i], sums[static_cast<size_t>(i)], what, i);
       };
@@ -154,14 +156,15 @@ void check_isolation() {
   const auto w = Csr<Index>::of(random_mask(random, s.out_channels, 9, 1), s.out_channels, 9);
   const Array<T> x(s.n * s.channels * 36), grad(s.n * s.out_channels * 36), values(w.nnz), y(grad.size()), dx(x.size());
   random.fill(x), random.fill(grad), random.fill(values);
-  for (int64_t i = 0; i < 36; ++i) x[(2 * 4 + 1) * 36 + i] = grad[(2 * 4 + 1) * 36 + i] = std::numeric_limits<T>::infinity();
+  const int64_t marked = 2 * 4 + 1;  // image 2, channel 1
+  for (int64_t i = 36 * marked; i < 36 * (marked + 1); ++i) x[i] = grad[i] = std::numeric_limits<T>::infinity();
   each_isa([&](const char* isa) {
     begin_case("conv isolation %s %s %s", type_name<T>(), type_name<Index>(), isa);
     csr_conv2d_forward<T, Index>(s, x.data(), values.data(), nullptr, y.data(), w.crow.data(), w.col.data(), 2);
     csr_conv2d_backward<T, Index>(s, grad.data(), nullptr, values.data(), dx.data(), nullptr, nullptr, w.crow.data(),
                                   w.col.data(), 2);
     for (int64_t i = 0; i < y.size(); ++i) {
-      if (i / 36 == 2 * 4 + 1) continue;
+      if (i / 36 == marked) continue;
       if (!std::isfinite(y[i])) fail("y[%d] is not finite", int(i));
       if (!std::isfinite(dx[i])) fail("dx[%d] is not finite", int(i));
     }

@@ -1,5 +1,5 @@
-// What every part of the native tests uses: fenced memory, numbers, comparison by the error bound of a sum, and the name
-// of the case that is running.
+// What every part of the native tests uses: fenced memory, numbers, comparison by the error bound of a sum, and the
+// name of the case that is running.
 //
 // The program knows nothing of Python, so that it can be cross-compiled and run in an emulator, and built with
 // sanitizers. A part is a function in main.cpp's list; a check that fails prints its case and makes the exit status 1.
@@ -24,9 +24,10 @@ __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 int64_t cases();
 int64_t failures();
 
-// `bytes` of memory, all bits set (NaN, -1), with an inaccessible page right after its end or right before its begin, in
-// turns; what lies on the other side is checked when it is given back. Under AddressSanitizer, which does this better,
-// and ThreadSanitizer, plain malloc.
+// `bytes` of memory, all bits set (NaN, -1), with an inaccessible page right after its end or right before its begin,
+// in turns; what lies on the other side is checked when it is given back. Masked loads and stores of AVX meet these
+// fences, while AddressSanitizer does not see them. Under the sanitizers, which want to know every allocation, plain
+// malloc.
 struct Fenced {
   explicit Fenced(size_t bytes);
   ~Fenced();
@@ -144,8 +145,9 @@ struct Csr {
       }
       ccol.push_back(static_cast<int32_t>(row.size()));
     }
-    return {rows,        cols, static_cast<int64_t>(col.size()), Array<int32_t>(crow), Array<int32_t>(ccol), Array<int32_t>(perm),
-            Array<Index>(col), Array<Index>(row)};
+    const int64_t nnz = static_cast<int64_t>(col.size());
+    return {rows, cols, nnz, Array<int32_t>(crow), Array<int32_t>(ccol), Array<int32_t>(perm), Array<Index>(col),
+            Array<Index>(row)};
   }
 };
 

@@ -37,7 +37,8 @@ struct Matrix {
 
   void expect(const std::vector<Sum>& truth, const char* what) {
     for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t f = 0; f < features; ++f) expect_sum(at(n, f), truth[static_cast<size_t>(n * features + f)], what, n, f);
+      for (int64_t f = 0; f < features; ++f)
+        expect_sum(at(n, f), truth[static_cast<size_t>(n * features + f)], what, n, f);
     }
     for (int64_t n = 0; n < batch; ++n) {  // what is poison now was a gap, or was never written, which failed above
       for (int64_t f = 0; f < features; ++f) std::memset(&at(n, f), 0xff, sizeof(T));
@@ -70,7 +71,8 @@ void check(const Case& c, int seed) {
   const Array<T> values(w.nnz), bias(c.rows);
   random.fill(values), random.fill(bias);
 
-  std::vector<Sum> y(grad.size()), y_biased(grad.size()), dx(x.size()), dw(static_cast<size_t>(w.nnz)), db(size_t(c.rows));
+  std::vector<Sum> y(grad.size()), y_biased(grad.size()), dx(x.size());
+  std::vector<Sum> dw(static_cast<size_t>(w.nnz)), db(static_cast<size_t>(c.rows));
   for (int64_t n = 0; n < c.batch; ++n) {
     for (int64_t r = 0; r < c.rows; ++r) {
       const size_t at = static_cast<size_t>(n * c.rows + r);
@@ -103,14 +105,18 @@ void check(const Case& c, int seed) {
 
       const Array<T> dvalues(w.nnz), dbias(c.rows);
       poison_scratch();
-      csr_linear_backward<T, Index>(sizes, out_grad.data.data(), out_grad.s, wanted & 2 ? in.data.data() : nullptr, in.s,
-                                    wanted & 1 ? values.data() : nullptr, wanted & 1 ? in_grad.data.data() : nullptr,
-                                    in_grad.s, wanted & 2 ? dvalues.data() : nullptr,
+      csr_linear_backward<T, Index>(sizes, out_grad.data.data(), out_grad.s, wanted & 2 ? in.data.data() : nullptr,
+                                    in.s, wanted & 1 ? values.data() : nullptr,
+                                    wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
+                                    wanted & 2 ? dvalues.data() : nullptr,
                                     wanted & 4 ? dbias.data() : nullptr, w.ccol.data(), w.row.data(), w.perm.data(),
                                     threads);
       if (wanted & 1) in_grad.expect(dx, "dx");
-      for (int64_t k = 0; k < w.nnz && wanted & 2; ++k) expect_sum(dvalues[k], dw[static_cast<size_t>(k)], "dvalues", k);
-      for (int64_t r = 0; r < c.rows && wanted & 4; ++r) expect_sum(dbias[r], db[static_cast<size_t>(r)], "dbias", r);
+      const auto expect = [](const Array<T>& found, const std::vector<Sum>& truth, const char* what) {
+        for (int64_t i = 0; i < found.size(); ++i) expect_sum(found[i], truth[static_cast<size_t>(i)], what, i);
+      };
+      if (wanted & 2) expect(dvalues, dw, "dvalues");
+      if (wanted & 4) expect(dbias, db, "dbias");
     }
   });
 }
@@ -131,7 +137,8 @@ void check_isolation() {
     csr_linear_forward<T, Index>({batch, rows, cols}, x.data(), {cols, 1}, values.data(), nullptr, y.data(), {rows, 1},
                                  w.crow.data(), w.col.data(), 2);
     csr_linear_backward<T, Index>({batch, rows, cols}, grad.data(), {rows, 1}, nullptr, {cols, 1}, values.data(),
-                                  dx.data(), {cols, 1}, nullptr, nullptr, w.ccol.data(), w.row.data(), w.perm.data(), 2);
+                                  dx.data(), {cols, 1}, nullptr, nullptr, w.ccol.data(), w.row.data(),
+                                  w.perm.data(), 2);
     for (int64_t n = 0; n < batch; ++n) {
       for (int64_t r = 0; r < rows && n != 5; ++r) {
         if (std::isnan(y[n * rows + r])) fail("y[%d, %d] is NaN", int(n), int(r));

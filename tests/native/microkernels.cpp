@@ -109,7 +109,8 @@ void check_gradients(const Kernels<T>& k, void (*kernel)(const BackwardArgs<T, I
       for (int64_t i = 0; i < dx.size(); ++i) {
         const int64_t c = i / shape.pitch, lane = i % shape.pitch;
         if (lane >= width) {
-          if (accumulate ? dx[i] != dx_before[i] : !is_poison(dx[i])) fail("a gap of dx was written, column %d", int(c));
+          if (accumulate ? dx[i] != dx_before[i] : !is_poison(dx[i]))
+            fail("a gap of dx was written, column %d", int(c));
           continue;
         }
         Sum sum;
