@@ -15,14 +15,19 @@ BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements.stamp
 PACKAGE := $(VENV)/.package.stamp
 COMPILER = $(firstword $(CXX))
+JOBS = $(shell getconf _NPROCESSORS_ONLN)
+NATIVE = $(MAKE) --no-print-directory -C tests/native
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
+SANITIZED := $(CURDIR)/build/sanitize-python
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ticket test lint format types bench gpu gpu-compile clean distclean FORCE
+.PHONY: help setup ticket test lint format types native-test arm-test sanitize sanitize-python bench gpu gpu-compile \
+	clean distclean FORCE
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 setup: $(PACKAGE) ## make .venv, install the pinned requirements, build and install the package
 	@echo "lth_sparse is installed in $(VENV)"
@@ -43,6 +48,28 @@ format: $(REQUIREMENTS) ## ruff: format, and fix what it can
 
 types: $(PACKAGE) ## mypy
 	$(BIN)/mypy
+
+native-test: ## the C++ sources and their tests without Python, on every instruction set that runs here
+	$(NATIVE) -j$(JOBS) build-openmp build-std
+	$(NATIVE) openmp std
+
+arm-test: ## the same cross-compiled for AArch64 (NEON), run by qemu
+	$(NATIVE) -j$(JOBS) build-arm
+	$(NATIVE) arm
+
+sanitize: ## the same under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer
+	$(NATIVE) -j$(JOBS) build-asan build-tsan
+	$(NATIVE) asan tsan
+
+# The package in a folder of its own with a sanitized extension. `pytest` and not `python -m pytest`, which would put
+# this folder first. Leaks are not looked for: Python and torch keep what they like until the end.
+sanitize-python: $(PACKAGE) ## the kernel tests of pytest with an extension under ASan and UBSan
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+	$(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@grep -q __asan_init $(SANITIZED)/lib/lth_sparse/_C*.so || { echo "lth_sparse: setuptools ignored the compiler flags: the extension is not sanitized" >&2; exit 1; }
+	PYTHONPATH=$(SANITIZED)/lib LD_PRELOAD="$$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive \
+	$(BIN)/pytest -p no:cacheprovider tests/csrc tests/ops --deselect tests/csrc/test_native.py $(PYTEST_ARGS)
 
 bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv bench.csv" and the like are passed on)
 	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)

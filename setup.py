@@ -42,7 +42,7 @@ def flags() -> tuple[list[str], list[str]]:
         return ["/O2", "/openmp:experimental"], []
     compile_flags = ["-O3", "-fvisibility=hidden", "-Wall"]
     if sys.platform == "darwin":
-        # Apple's clang has the OpenMP front end but ships no run-time for it: one thread, unless the user names one.
+        # Apple's clang has the OpenMP front end but ships no run-time for it: csrc/team.h has threads for that case.
         return compile_flags, []
     return [*compile_flags, "-fopenmp"], ["-fopenmp"]
 

@@ -17,6 +17,9 @@ bool runs_here(Isa isa) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && runs_here(Isa::avx2);
   }
 #endif
+#if defined(__aarch64__)
+  if (isa == Isa::neon) return true;  // part of the architecture
+#endif
   return isa == Isa::scalar;
 }
 
@@ -69,6 +72,8 @@ std::string name_of(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::neon:
+      return "neon";
     default:
       return "scalar";
   }
@@ -77,6 +82,8 @@ std::string name_of(Isa isa) {
 std::vector<Isa> built_isas() {
 #if defined(__x86_64__)
   return {Isa::scalar, Isa::avx2, Isa::avx512};
+#elif defined(__aarch64__)
+  return {Isa::scalar, Isa::neon};
 #else
   return {Isa::scalar};
 #endif

@@ -11,7 +11,7 @@
 
 namespace lth {
 
-enum class Isa { scalar, avx2, avx512 };
+enum class Isa { scalar, avx2, avx512, neon };
 
 std::string name_of(Isa isa);
 std::vector<Isa> built_isas();     // in this binary, slowest first

@@ -26,6 +26,9 @@ const KernelTable& table_of(Isa isa) {
   if (isa == Isa::avx512) return *avx512::table();
   if (isa == Isa::avx2) return *avx2::table();
 #endif
+#if defined(__aarch64__)
+  if (isa == Isa::neon) return *neon::table();
+#endif
   if (isa == Isa::scalar) return *scalar::table();
   throw std::invalid_argument("isa: this build has no kernels for '" + name_of(isa) + "'");
 }

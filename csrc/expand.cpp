@@ -1,8 +1,8 @@
 // The bound is memory: both directions move `numel` and `nnz` elements and one bit for each weight.
 //
-// A chunk is handled by one of three loops: AVX-512 has the instructions (expand, compress), AVX2 permutes eight values by
-// a table of 256 rows, and plain C++ advances a pointer by each bit. Function attributes name the instruction set, since
-// these loops share no inline function with other sources.
+// A chunk is handled by one of four loops: AVX-512 has the instructions (expand, compress), AVX2 permutes eight values
+// by a table of 256 rows, NEON four by one of 16, and plain C++ advances a pointer by each bit. Function attributes
+// name the instruction set, since these loops share no inline function with other sources.
 #include "expand.h"
 
 #include <array>
@@ -16,6 +16,9 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LTH_EXPAND_X86 1
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#define LTH_EXPAND_NEON 1
+#include <arm_neon.h>
 #endif
 
 namespace lth {
@@ -135,6 +138,60 @@ __attribute__((target("avx512f"))) void compress_avx512(uint32_t* values, int64_
   compress_from<uint32_t>(i, values, k, kept, bits, dense, count);
 }
 
+#elif defined(LTH_EXPAND_NEON)
+
+// The same in bytes for four bits, as a table lookup wants it: beyond the set bits kNowhere, which looks up zero.
+struct Permutations {
+  static constexpr uint8_t kNowhere = 255;
+  alignas(16) uint8_t rank[16][16], place[16][16];
+  Permutations() {
+    for (int nibble = 0; nibble < 16; ++nibble) {
+      int k = 0;
+      for (int i = 0; i < 16; ++i) rank[nibble][i] = place[nibble][i] = kNowhere;
+      for (int i = 0; i < 4; ++i) {
+        if (((nibble >> i) & 1) == 0) continue;
+        for (int byte = 0; byte < 4; ++byte) {
+          rank[nibble][4 * i + byte] = static_cast<uint8_t>(4 * k + byte);
+          place[nibble][4 * k + byte] = static_cast<uint8_t>(4 * i + byte);
+        }
+        ++k;
+      }
+    }
+  }
+};
+
+const Permutations& permutations() {
+  static const Permutations instance;
+  return instance;
+}
+
+uint32x4_t look_up(const uint32_t* from, const uint8_t* bytes) {
+  return vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vld1q_u32(from)), vld1q_u8(bytes)));
+}
+
+void expand_neon(uint32_t* values, int64_t kept, const uint8_t* bits, uint32_t* dense, int64_t count) {
+  const Permutations& table = permutations();
+  int64_t i = 0, k = 0;
+  for (; i + 4 <= count && k + 4 <= kept; i += 4) {
+    const int nibble = (bits[i >> 3] >> (i & 4)) & 15;
+    vst1q_u32(dense + i, look_up(values + k, table.rank[nibble]));
+    k += __builtin_popcount(static_cast<unsigned>(nibble));
+  }
+  expand_from(i, values, k, kept, bits, dense, count);
+}
+
+// A store of four stays within the chunk's values, as in compress_avx2.
+void compress_neon(uint32_t* values, int64_t kept, const uint8_t* bits, uint32_t* dense, int64_t count) {
+  const Permutations& table = permutations();
+  int64_t i = 0, k = 0;
+  for (; i + 4 <= count && k + 4 <= kept; i += 4) {
+    const int nibble = (bits[i >> 3] >> (i & 4)) & 15;
+    vst1q_u32(values + k, look_up(dense + i, table.place[nibble]));
+    k += __builtin_popcount(static_cast<unsigned>(nibble));
+  }
+  compress_from<uint32_t>(i, values, k, kept, bits, dense, count);
+}
+
 #endif
 
 template <class T>
@@ -143,6 +200,10 @@ Chunk<T> expand_chunk() {
   if constexpr (sizeof(T) == 4) {
     if (current_isa() == Isa::avx512) return &expand_avx512;
     if (current_isa() == Isa::avx2) return &expand_avx2;
+  }
+#elif defined(LTH_EXPAND_NEON)
+  if constexpr (sizeof(T) == 4) {
+    if (current_isa() == Isa::neon) return &expand_neon;
   }
 #endif
   return &expand_plain<T>;
@@ -154,6 +215,10 @@ Chunk<T> compress_chunk() {
   if constexpr (sizeof(T) == 4) {
     if (current_isa() == Isa::avx512) return &compress_avx512;
     if (current_isa() == Isa::avx2) return &compress_avx2;
+  }
+#elif defined(LTH_EXPAND_NEON)
+  if constexpr (sizeof(T) == 4) {
+    if (current_isa() == Isa::neon) return &compress_neon;
   }
 #endif
   return &compress_plain<T>;

@@ -116,6 +116,9 @@ const KernelTable* table();
 namespace avx512 {
 const KernelTable* table();
 }
+namespace neon {
+const KernelTable* table();
+}
 
 const KernelTable& table_of(Isa isa);  // throws std::invalid_argument when this build has no kernels for isa
 

@@ -176,7 +176,7 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
-#if defined(_OPENMP)
+#if defined(LTH_OPENMP)
   info["openmp"] = true;
 #else
   info["openmp"] = false;

@@ -34,7 +34,7 @@ __attribute__((noinline)) void transpose_edge(const T* src, int64_t src_pitch, i
 template <class T>
 void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded) {
   constexpr int64_t kL = Vec<T>::kLanes;
-  if (m_padded == 1 && dst_pitch == 1) {
+  if (m == 1 && m_padded == 1 && dst_pitch == 1) {
     if (n > 0) __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
     return;
   }

@@ -1,12 +1,18 @@
-// A team of threads, and fair shares of its work. Without OpenMP everything runs on the calling thread.
+// A team of threads, and fair shares of its work. OpenMP's threads, where there is OpenMP, since torch uses the same;
+// otherwise those of team.h.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 
-#if defined(_OPENMP)
+#if defined(_OPENMP) && !defined(LTH_SPARSE_STD_THREADS)
+#define LTH_OPENMP 1
 #include <omp.h>
+#else
+#include <type_traits>
+
+#include "team.h"
 #endif
 
 namespace lth {
@@ -14,24 +20,28 @@ namespace lth {
 // Calls body(thread, threads) on each thread of a team; the team may turn out smaller than asked for.
 template <class Body>
 void parallel(int threads, Body&& body) {
-#if defined(_OPENMP)
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    body(omp_get_thread_num(), omp_get_num_threads());
+  if (threads <= 1) {
+    body(0, 1);
     return;
   }
+#if defined(LTH_OPENMP)
+#pragma omp parallel num_threads(threads)
+  body(omp_get_thread_num(), omp_get_num_threads());
 #else
-  (void)threads;
+  using Plain = std::remove_reference_t<Body>;
+  run_team(
+      threads, [](void* context, int thread, int team) { (*static_cast<Plain*>(context))(thread, team); }, &body);
 #endif
-  body(0, 1);
 }
 
 // All threads of the innermost team wait for each other. `threads` is the team's size: a team of one has nobody to wait
 // for.
 inline void barrier(int threads) {
   if (threads > 1) {
-#if defined(_OPENMP)
+#if defined(LTH_OPENMP)
 #pragma omp barrier
+#else
+    team_barrier();
 #endif
   }
 }

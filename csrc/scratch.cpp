@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(LTH_SCRATCH_FENCES)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace lth {
 
 struct Block {
@@ -50,9 +54,16 @@ Scratch::Scratch(const Plan& plan) : block_(nullptr) {
   }
   if (block_ == nullptr) block_ = create(bytes);
   data_ = block_->data;
+#if defined(LTH_SCRATCH_FENCES)
+  ASAN_POISON_MEMORY_REGION(data_, block_->capacity);
+  for (const Plan::Piece& piece : plan.pieces_) ASAN_UNPOISON_MEMORY_REGION(data_ + piece.offset, piece.bytes);
+#endif
 }
 
 Scratch::~Scratch() {
+#if defined(LTH_SCRATCH_FENCES)
+  ASAN_UNPOISON_MEMORY_REGION(data_, block_->capacity);
+#endif
   for (std::atomic<Block*>& slot : slots) {
     Block* expected = nullptr;
     if (slot.compare_exchange_strong(expected, block_, std::memory_order_release)) return;

@@ -10,6 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <vector>
+#define LTH_SCRATCH_FENCES 1  // one block is one piece of memory to AddressSanitizer: tell it where the pieces end
+#endif
+
 namespace lth {
 
 class Plan {
@@ -18,6 +23,11 @@ class Plan {
   template <class T>
   size_t add(int64_t count, int64_t copies = 1) {
     const size_t offset = bytes_;
+#if defined(LTH_SCRATCH_FENCES)
+    const size_t apart = static_cast<size_t>(stride<T>(count)) * sizeof(T);
+    for (size_t copy = 0; copy < static_cast<size_t>(copies); ++copy)
+      pieces_.push_back({offset + copy * apart, static_cast<size_t>(count) * sizeof(T)});
+#endif
     bytes_ += static_cast<size_t>(stride<T>(count)) * sizeof(T) * static_cast<size_t>(copies);
     return offset;
   }
@@ -26,12 +36,22 @@ class Plan {
   // Elements between two copies: whole cache lines, and an odd number of them so that copies do not collide in a cache.
   template <class T>
   static int64_t stride(int64_t count) {
+#if defined(LTH_SCRATCH_FENCES)
+    count += 64;
+#endif
     const int64_t lines = (count * static_cast<int64_t>(sizeof(T)) + 63) / 64;
     return (lines | 1) * 64 / static_cast<int64_t>(sizeof(T));
   }
 
  private:
   size_t bytes_ = 0;
+#if defined(LTH_SCRATCH_FENCES)
+  friend class Scratch;
+  struct Piece {
+    size_t offset, bytes;
+  };
+  std::vector<Piece> pieces_;
+#endif
 };
 
 class Scratch {

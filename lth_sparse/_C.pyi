@@ -157,7 +157,7 @@ def compress(dense: int, bits: int, rank: int, values: int, nnz: int, numel: int
     """The elements of ``dense`` whose bit is set, in order: the reverse of :func:`expand`."""
 
 def isa() -> str:
-    """The instruction set in use: ``avx512``, ``avx2`` or ``scalar``. RuntimeError as above."""
+    """The instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``scalar``. RuntimeError as above."""
 
 def isas() -> list[str]:
     """Those that this build has and this processor runs, slowest first. The last is the default."""
@@ -173,7 +173,7 @@ def microkernels() -> list[str]:
     """
 
 def build_info() -> dict[str, str | bool]:
-    """``compiler``, ``version`` (strings) and ``openmp`` (bool) of this build."""
+    """``compiler``, ``version`` (strings) and ``openmp`` (bool) of this build; without OpenMP, threads of its own."""
 
 def trim() -> int:
     """Free the scratch memory kept between calls and not in use now; returns how many bytes that was."""

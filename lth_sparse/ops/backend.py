@@ -73,8 +73,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2) -> str:
-    """What runs a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-scalar"``, ``"cuda-triton"``,
-    ``"torch"`` or ``"reference"``.
+    """What runs a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``, ``"cpu-scalar"``,
+    ``"cuda-triton"``, ``"torch"`` or ``"reference"``.
 
     ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution. ``"torch"`` is
     torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight.

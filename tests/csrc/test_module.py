@@ -78,7 +78,7 @@ def test_set_isa_refuses_an_unknown_name_and_changes_nothing(chosen: None) -> No
 def test_names_of_microkernels_say_type_operation_tile_index_and_set() -> None:
     names = _C.microkernels()
     assert len(set(names)) == len(names)
-    pattern = r"f(32|64)_csr_(spmm|backward|sddmm)_[1-8]x(2|4|8|16)_(u16|i32)__(scalar|avx2|avx512)"
+    pattern = r"f(32|64)_csr_(spmm|backward|sddmm)_[1-8]x(2|4|8|16)_(u16|i32)__(scalar|avx2|avx512|neon)"
     assert all(re.fullmatch(pattern, name) for name in names)
 
 

@@ -1,0 +1,133 @@
+// Several threads call every driver at once, each call with a team of its own, while another frees the scratch memory:
+// the results are those of calls one after another, bit for bit. A forked child may compute, too, except with libgomp.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "csr_conv.h"
+#include "csr_linear.h"
+#include "expand.h"
+#include "harness.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace lth {
+namespace test {
+namespace {
+
+constexpr int kCallers = 4;
+#if defined(__SANITIZE_THREAD__) || defined(__aarch64__)
+constexpr int kRounds = 6;
+#else
+constexpr int kRounds = 40;
+#endif
+
+using T = float;
+
+// One layer of each kind, and the results of every driver for it.
+struct Layers {
+  static constexpr int64_t kBatch = 37, kRows = 41, kCols = 29, kNumel = 9000;
+  const ConvSizes conv{3, 5, 9, 8, 6, 1, 3, 3, 2, 1, 1, 1, 1, 1, 5, 8};
+  Random random{5};
+  Csr<uint16_t> linear_weight = Csr<uint16_t>::of(random_mask(random, kRows, kCols, .4), kRows, kCols);
+  Csr<int32_t> conv_weight = Csr<int32_t>::of(random_mask(random, 6, 45, .4), 6, 45);
+  Array<T> x{kBatch * kCols}, grad{kBatch * kRows}, values{linear_weight.nnz}, bias{kRows};
+  Array<T> image{3 * 5 * 9 * 8}, image_grad{3 * 6 * 5 * 8}, taps{conv_weight.nnz};
+  Array<uint8_t> bits{kNumel / 8};
+  Array<int32_t> rank{4};
+  Array<T> compact{kNumel / 2};
+
+  Layers() {
+    for (const Array<T>* a : {&x, &grad, &values, &bias, &image, &image_grad, &taps, &compact}) random.fill(*a);
+    std::memset(bits.data(), 0x55, static_cast<size_t>(bits.size()));
+    for (int64_t i = 0; i < 4; ++i) rank[i] = static_cast<int32_t>(std::min(i * kExpandChunk, kNumel) / 2);
+  }
+
+  struct Results {
+    Array<T> y{kBatch * kRows}, dx{kBatch * kCols}, dvalues, dbias{kRows};
+    Array<T> image_y{3 * 6 * 5 * 8}, image_dx{3 * 5 * 9 * 8}, image_dvalues, image_dbias{6};
+    Array<T> dense{kNumel}, compact{kNumel / 2};
+    explicit Results(const Layers& l) : dvalues(l.linear_weight.nnz), image_dvalues(l.conv_weight.nnz) {}
+  };
+
+  void run(const Results& r, int threads) const {
+    const Csr<uint16_t>& w = linear_weight;
+    const Csr<int32_t>& k = conv_weight;
+    csr_linear_forward<T, uint16_t>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(),
+                                    r.y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
+    csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
+                                     values.data(), r.dx.data(), {kCols, 1}, r.dvalues.data(), r.dbias.data(),
+                                     w.ccol.data(), w.row.data(), w.perm.data(), threads);
+    csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
+                                   k.col.data(), threads);
+    csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image.data(), taps.data(), r.image_dx.data(),
+                                    r.image_dvalues.data(), r.image_dbias.data(), k.crow.data(), k.col.data(), threads);
+    expand(compact.data(), bits.data(), rank.data(), r.dense.data(), kNumel, sizeof(T), threads);
+    compress(r.dense.data(), bits.data(), rank.data(), r.compact.data(), kNumel, sizeof(T), threads);
+  }
+};
+
+void expect_same(const Layers::Results& found, const Layers::Results& right) {
+  expect_same(found.y, right.y, "y"), expect_same(found.dx, right.dx, "dx");
+  expect_same(found.dvalues, right.dvalues, "dvalues"), expect_same(found.dbias, right.dbias, "dbias");
+  expect_same(found.image_y, right.image_y, "conv y"), expect_same(found.image_dx, right.image_dx, "conv dx");
+  expect_same(found.image_dvalues, right.image_dvalues, "conv dvalues");
+  expect_same(found.image_dbias, right.image_dbias, "conv dbias");
+  expect_same(found.dense, right.dense, "dense"), expect_same(found.compact, right.compact, "compact");
+}
+
+#if !defined(LTH_OPENMP) && !defined(__SANITIZE_THREAD__)
+// libgomp's threads do not survive a fork, and a child that asks for them hangs; those of team.h are made again.
+void check_fork(const Layers& layers, const Layers::Results& right) {
+  begin_case("a forked child");
+  const pid_t child = fork();
+  if (child == 0) {
+    const Layers::Results found(layers);
+    layers.run(found, 3);
+    expect_same(found, right);
+    _exit(failures() == 0 ? 0 : 1);
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) != child || status != 0) fail("the child's status is %d", status);
+}
+#endif
+
+}  // namespace
+
+void concurrency_part() {
+  const Layers layers;
+  each_isa([&](const char* isa) {
+    const Layers::Results two(layers), three(layers);
+    layers.run(two, 2);
+    layers.run(three, 3);
+    std::atomic<bool> done{false};
+    std::thread trimmer([&] {
+      while (!done) {
+        trim();
+        std::this_thread::yield();
+      }
+    });
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < kCallers; ++caller) {
+      callers.emplace_back([&, caller] {
+        for (int round = 0; round < kRounds; ++round) {
+          begin_case("concurrent calls %s caller %d round %d", isa, caller, round);
+          const Layers::Results found(layers);
+          layers.run(found, 2 + caller % 2);
+          expect_same(found, caller % 2 ? three : two);
+        }
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    done = true;
+    trimmer.join();
+#if !defined(LTH_OPENMP) && !defined(__SANITIZE_THREAD__)
+    check_fork(layers, three);
+#endif
+  });
+}
+
+}  // namespace test
+}  // namespace lth
