@@ -23,6 +23,8 @@ namespace avx2 {
 #include "simd-avx2-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "few-avx-inl.h"
+#include "csr_few-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace avx2

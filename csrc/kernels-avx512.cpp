@@ -33,6 +33,8 @@ namespace avx512 {
 #include "simd-avx512-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "few-avx-inl.h"
+#include "csr_few-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace avx512

@@ -8,6 +8,8 @@ namespace scalar {
 #include "simd-scalar-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "few-scalar-inl.h"
+#include "csr_few-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace scalar

@@ -6,6 +6,7 @@
 //     csr_spmm      y[r]  = bias[r] + sum_k values[k] * x[offset[k]]                    forward, and dX alone
 //     csr_backward  dx[c] = sum_k values[k] * dy[offset[k]],  dw[k] += <x[c], dy[offset[k]]>   both in one pass over dy
 //     csr_sddmm     the second half only, for layers whose input needs no gradient
+// Two more, csr_few and csr_scatter, do the same for batches that do not fill a register: see csr_few-inl.h.
 // `transpose` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
 #pragma once
 
@@ -18,6 +19,7 @@
 namespace lth {
 
 constexpr int kMaxTile = 8;  // registers in the widest strip; microkernels.def lists the tiles up to here
+constexpr int kMaxFew = 8;   // samples in the widest strip that is narrower than a register
 
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from y (a further block of the reduction) instead of from bias (null: zero).
@@ -55,6 +57,36 @@ struct BackwardArgs {
   T* dw;
 };
 
+// Strips of fewer samples than a register has lanes, without gaps: x is [cols][lanes], y and dy are [rows][lanes]. Rows
+// as in SpmmArgs; `ahead` asks memory for the weight in advance, worth its cost for one that fits no cache.
+template <class T, class Index>
+struct FewArgs {
+  const T* x;
+  const Index* col;
+  const T* values;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t rows;
+  const T* bias;
+  bool ahead;
+  T* y;
+};
+
+// dx [cols][lanes] is added to, dw written at the non-zeros of the rows; one of the two may be null.
+template <class T, class Index>
+struct ScatterArgs {
+  const T* x;
+  const T* dy;
+  const Index* col;
+  const T* values;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t rows;
+  bool ahead;
+  T* dx;
+  T* dw;
+};
+
 template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
@@ -62,6 +94,10 @@ struct IndexedKernels {
   Spmm spmm[kMaxTile + 1] = {};  // by tile; null where the list or the register file has none
   Backward backward[kMaxTile + 1] = {};
   Backward sddmm[kMaxTile + 1] = {};
+  using Few = void (*)(const FewArgs<T, Index>&);
+  using Scatter = void (*)(const ScatterArgs<T, Index>&);
+  Few few[kMaxFew + 1] = {};  // by the samples of a strip: powers of two below `lanes`
+  Scatter scatter[kMaxFew + 1] = {};
 };
 
 template <class T>

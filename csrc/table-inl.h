@@ -17,6 +17,16 @@ void add_sddmm(IndexedKernels<T, Index>& k) {
   if constexpr (Tile <= Vec<T>::kBackwardTile) k.sddmm[Tile] = &csr_backward<T, Tile, Index, false>;
 }
 
+template <class T, int L, class Index>
+void add_few(IndexedKernels<T, Index>& k) {
+  if constexpr (L < Vec<T>::kLanes) k.few[L] = &csr_few<T, L, Index>;
+}
+
+template <class T, int L, class Index>
+void add_scatter(IndexedKernels<T, Index>& k) {
+  if constexpr (L < Vec<T>::kLanes) k.scatter[L] = &csr_scatter<T, L, Index>;
+}
+
 template <class T>
 void fill(Kernels<T>& k) {
   k.lanes = Vec<T>::kLanes;
@@ -28,6 +38,10 @@ void fill(Kernels<T>& k) {
   add_##op<T, tile, uint16_t>(k.u16); \
   add_##op<T, tile, int32_t>(k.i32);  \
   add_names(k.names, #op, tile, k.u16.op[tile] != nullptr, Vec<T>::kLanes, sizeof(T), LTH_ISA);
+#define LTH_FEW(op, samples)             \
+  add_##op<T, samples, uint16_t>(k.u16); \
+  add_##op<T, samples, int32_t>(k.i32);  \
+  add_names(k.names, #op, 1, k.u16.op[samples] != nullptr, samples, sizeof(T), LTH_ISA);
 #include "microkernels.def"
 }
 
