@@ -4,17 +4,18 @@
 #include "csr_linear.h"
 
 #include <cstring>
+#include <cstdlib>
 
+#include "csr_few.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "strips.h"
 
 namespace lth {
 namespace {
 
-constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
-constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
-constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
+constexpr int64_t kRowCost = 4;  // a row's own cost, in non-zeros: loading and storing its accumulators
 
 // Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1
 // rather than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold
@@ -24,17 +25,6 @@ constexpr int64_t kBlockBytes = 32 << 10;
 constexpr int64_t kBlockStripBytes = 256;
 constexpr int64_t kBlockNonZeros = 32;
 constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in L1
-
-// How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
-struct Tiling {
-  int64_t tile, lanes, strips;
-
-  Tiling(int64_t batch, int64_t vector_lanes, int64_t widest) {
-    strips = ceil_div(batch, widest * vector_lanes);
-    tile = ceil_div(ceil_div(batch, strips), vector_lanes);
-    lanes = tile * vector_lanes;
-  }
-};
 
 // The blocks of the reduction in the forward pass.
 struct Blocks {
@@ -66,83 +56,13 @@ void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow,
   }
 }
 
-// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
-template <class T>
-void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
-          T* packed) {
-  const int64_t first = strip * t.lanes;
-  const int64_t samples = std::min(t.lanes, batch - first);
-  const T* const from = src + first * s.batch + features.begin * s.feature;
-  T* const to = packed + features.begin * t.lanes;
-  const int64_t count = features.end - features.begin;
-  if (s.feature == 1) {
-    k.transpose(from, s.batch, samples, count, to, t.lanes, t.lanes);
-    return;
-  }
-  for (int64_t f = 0; f < count; ++f) {
-    const T* const p = from + f * s.feature;
-    T* const q = to + f * t.lanes;
-    if (s.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i] = p[i * s.batch];
-    }
-    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
-  }
-}
-
-// The way back: `count` features from packed[feature * lanes + lane] to dst, from feature `first_feature` on.
-template <class T>
-void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides d, int64_t batch, const Tiling& t,
-            int64_t strip, int64_t first_feature) {
-  const int64_t first = strip * t.lanes;
-  const int64_t samples = std::min(t.lanes, batch - first);
-  T* const to = dst + first * d.batch + first_feature * d.feature;
-  if (d.feature == 1) {
-    k.transpose(packed, t.lanes, count, samples, to, d.batch, count);
-    return;
-  }
-  for (int64_t f = 0; f < count; ++f) {
-    const T* const p = packed + f * t.lanes;
-    T* const q = to + f * d.feature;
-    if (d.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = p[i];
-    }
-  }
-}
-
-// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks.
-template <class T>
-void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
-                int64_t strips, int64_t features, T* packed, int thread, int threads) {
-  const int64_t chunks = ceil_div(features, kChunk);
-  const Range mine = share(strips * chunks, thread, threads);
-  for (int64_t i = mine.begin; i < mine.end;) {
-    const int64_t strip = i / chunks;
-    const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
-    const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
-    pack(k, src, s, batch, t, first + strip, range, packed + strip * features * t.lanes);
-    i = stop;
-  }
-}
-
-// Where there are plenty, rows are dealt out in whole chunks: no two threads then write to one cache line of the
-// output.
-int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
-
-int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
-  const int64_t fit = kRoundBytes / std::max<int64_t>(1, features * t.lanes * bytes);
-  return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
-}
-
 }  // namespace
 
 template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
                         Strides ys, const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
+  if (is_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
   const Blocks blocks(sizes, nnz, sizeof(T));
@@ -198,14 +118,17 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
 
 template <class T, class Index>
 void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values,
-                         T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* ccol, const Index* row,
-                         const int32_t* perm, int threads) {
+                         T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* crow, const Index* col,
+                         const int32_t* ccol, const Index* row, const int32_t* perm, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = ccol[sizes.cols];
   if (sizes.batch == 0) {
     if (dvalues != nullptr) std::memset(dvalues, 0, static_cast<size_t>(nnz) * sizeof(T));
     if (dbias != nullptr) std::memset(dbias, 0, static_cast<size_t>(sizes.rows) * sizeof(T));
     return;
+  }
+  if (by_rows<T>(sizes.batch)) {
+    return csr_rows_backward(sizes, grad, gs, x, xs, values, dx, dxs, dvalues, dbias, crow, col, threads);
   }
   const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
   const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
@@ -237,6 +160,13 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     const Range columns{cut(thread), cut(thread + 1)};
     const Range mine{ccol[columns.begin], ccol[columns.end]};
     if (dx != nullptr) {
+      const bool pf = getenv("LTH_PF") && atoi(getenv("LTH_PF"));
+      if (pf) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        __builtin_prefetch(values + perm[std::min(i + 32, mine.end - 1)]);
+        by_column[i] = values[perm[i]];
+      }
+      } else
       for (int64_t i = mine.begin; i < mine.end; ++i) by_column[i] = values[perm[i]];
     }
     if (dw) std::memset(dby_column + mine.begin, 0, static_cast<size_t>(mine.end - mine.begin) * sizeof(T));
@@ -275,6 +205,13 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
       }
     }
     if (dw) {
+      const bool pf = getenv("LTH_PF") && atoi(getenv("LTH_PF"));
+      if (pf) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) {
+        __builtin_prefetch(dvalues + perm[std::min(i + 32, mine.end - 1)], 1);
+        dvalues[perm[i]] = dby_column[i];
+      }
+      } else
       for (int64_t i = mine.begin; i < mine.end; ++i) dvalues[perm[i]] = dby_column[i];
     }
   });
@@ -284,7 +221,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,  \
                                              const int32_t*, const Index*, int);                                      \
   template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
-                                              Strides, T*, T*, const int32_t*, const Index*, const int32_t*, int);
+                                              Strides, T*, T*, const int32_t*, const Index*, const int32_t*,           \
+                                              const Index*, const int32_t*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)
 LTH_INSTANTIATE(double, uint16_t)

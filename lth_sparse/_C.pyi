@@ -169,7 +169,7 @@ def microkernels() -> list[str]:
     """Names of all microkernels in this build, runnable here or not.
 
     ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction
-    set.
+    set. ``f32_bsr_spmm_4x6x16_u16__avx512``: before these, the rows of the weight that share their columns.
     """
 
 def build_info() -> dict[str, str | bool]:
