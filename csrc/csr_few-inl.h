@@ -1,6 +1,6 @@
 // Batches smaller than a register: strips of L samples, a power of two below Vec<T>::kLanes, row by row of the weight.
 //     csr_few      y[r] = bias[r] + sum_k values[k] * x[col[k]]
-//     csr_few_backward  dx[col[k]] += values[k] * dy[r],  dw[k] = <dy[r], x[col[k]]>
+//     csr_fewgrad  dx[col[k]] += values[k] * dy[r],  dw[k] = <dy[r], x[col[k]]>
 // With so few samples reading the weight is what takes the time. A register holds the strips of several non-zeros, and
 // both gradients go through the weight in its own order, with a strip of dx added to for each non-zero: the transposed
 // index would send them all over a weight that fits no cache.
@@ -61,7 +61,7 @@ void csr_few(const FewArgs<T, Index>& a) {
 }
 
 template <class T, int L, bool WantDx, bool WantDw, bool Ahead, class Index>
-void csr_few_backward_rows(const ScatterArgs<T, Index>& a) {
+void csr_fewgrad_rows(const ScatterArgs<T, Index>& a) {
   using F = Few<T, L>;
   using reg = typename F::reg;
   constexpr int kR = F::kRegs;
@@ -110,21 +110,21 @@ void csr_few_backward_rows(const ScatterArgs<T, Index>& a) {
 }
 
 template <class T, int L, bool WantDx, bool WantDw, class Index>
-void csr_few_backward_wanted(const ScatterArgs<T, Index>& a) {
+void csr_fewgrad_wanted(const ScatterArgs<T, Index>& a) {
   if (a.ahead) {
-    csr_few_backward_rows<T, L, WantDx, WantDw, true>(a);
+    csr_fewgrad_rows<T, L, WantDx, WantDw, true>(a);
   } else {
-    csr_few_backward_rows<T, L, WantDx, WantDw, false>(a);
+    csr_fewgrad_rows<T, L, WantDx, WantDw, false>(a);
   }
 }
 
 template <class T, int L, class Index>
-void csr_few_backward(const ScatterArgs<T, Index>& a) {
+void csr_fewgrad(const ScatterArgs<T, Index>& a) {
   if (a.dx == nullptr) {
-    csr_few_backward_wanted<T, L, false, true>(a);
+    csr_fewgrad_wanted<T, L, false, true>(a);
   } else if (a.dw == nullptr) {
-    csr_few_backward_wanted<T, L, true, false>(a);
+    csr_fewgrad_wanted<T, L, true, false>(a);
   } else {
-    csr_few_backward_wanted<T, L, true, true>(a);
+    csr_fewgrad_wanted<T, L, true, true>(a);
   }
 }

@@ -4,9 +4,8 @@
 #include "csr_linear.h"
 
 #include <cstring>
-#include <cstdlib>
 
-#include "csr_few.h"
+#include "csr_small.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -62,7 +61,7 @@ template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
                         Strides ys, const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
-  if (is_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
+  if (takes_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
   const Blocks blocks(sizes, nnz, sizeof(T));
@@ -127,7 +126,7 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     if (dbias != nullptr) std::memset(dbias, 0, static_cast<size_t>(sizes.rows) * sizeof(T));
     return;
   }
-  if (by_rows<T>(sizes.batch)) {
+  if (takes_rows<T>(sizes.batch, nnz)) {
     return csr_rows_backward(sizes, grad, gs, x, xs, values, dx, dxs, dvalues, dbias, crow, col, threads);
   }
   const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
@@ -160,13 +159,6 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     const Range columns{cut(thread), cut(thread + 1)};
     const Range mine{ccol[columns.begin], ccol[columns.end]};
     if (dx != nullptr) {
-      const bool pf = getenv("LTH_PF") && atoi(getenv("LTH_PF"));
-      if (pf) {
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        __builtin_prefetch(values + perm[std::min(i + 32, mine.end - 1)]);
-        by_column[i] = values[perm[i]];
-      }
-      } else
       for (int64_t i = mine.begin; i < mine.end; ++i) by_column[i] = values[perm[i]];
     }
     if (dw) std::memset(dby_column + mine.begin, 0, static_cast<size_t>(mine.end - mine.begin) * sizeof(T));
@@ -205,13 +197,6 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
       }
     }
     if (dw) {
-      const bool pf = getenv("LTH_PF") && atoi(getenv("LTH_PF"));
-      if (pf) {
-      for (int64_t i = mine.begin; i < mine.end; ++i) {
-        __builtin_prefetch(dvalues + perm[std::min(i + 32, mine.end - 1)], 1);
-        dvalues[perm[i]] = dby_column[i];
-      }
-      } else
       for (int64_t i = mine.begin; i < mine.end; ++i) dvalues[perm[i]] = dby_column[i];
     }
   });

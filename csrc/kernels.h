@@ -6,7 +6,9 @@
 //     csr_spmm      y[r]  = bias[r] + sum_k values[k] * x[offset[k]]                    forward, and dX alone
 //     csr_backward  dx[c] = sum_k values[k] * dy[offset[k]],  dw[k] += <x[c], dy[offset[k]]>   both in one pass over dy
 //     csr_sddmm     the second half only, for layers whose input needs no gradient
-// Two more, csr_few and csr_few_backward, do the same for batches that do not fill a register: see csr_few-inl.h.
+// For small batches (csr_small.h):
+//     csr_few, csr_fewgrad  strips narrower than a register
+//     csr_scatter           what csr_backward computes, in the weight's own order
 // Where whole blocks of the weight are kept (BSR), R adjacent rows share their columns; R rows by `tile` registers of
 // accumulators then make each strip that is read feed R multiply-adds:
 //     bsr_spmm      y[r + i] = bias[r + i] + sum_k values[k][i] * x[offset[k]], i < R           forward, and dX alone
@@ -79,7 +81,7 @@ struct FewArgs {
   T* y;
 };
 
-// Both gradients row by row, for csr_few_backward and csr_scatter. dx [cols][lanes] is added to, dw written at the
+// Both gradients row by row, for csr_fewgrad and csr_scatter. dx [cols][lanes] is added to, dw written at the
 // non-zeros of the rows, or added to; one of the two may be null.
 template <class T, class Index>
 struct ScatterArgs {
@@ -173,7 +175,7 @@ struct IndexedKernels {
   using Few = void (*)(const FewArgs<T, Index>&);
   using Scatter = void (*)(const ScatterArgs<T, Index>&);
   Few few[kMaxFew + 1] = {};  // by the samples of a strip: powers of two below `lanes`
-  Scatter few_backward[kMaxFew + 1] = {};
+  Scatter fewgrad[kMaxFew + 1] = {};
   Scatter scatter[kMaxTile + 1] = {};  // by tile
   BsrSpmm bsr_spmm[kMaxPanel + 1][kMaxTile + 1] = {};  // by rows and tile
   BsrBackward bsr_backward[kMaxPanel + 1][kMaxTile + 1] = {};

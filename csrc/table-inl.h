@@ -28,8 +28,8 @@ void add_few(IndexedKernels<T, Index>& k) {
 }
 
 template <class T, int L, class Index>
-void add_few_backward(IndexedKernels<T, Index>& k) {
-  if constexpr (L < Vec<T>::kLanes) k.few_backward[L] = &csr_few_backward<T, L, Index>;
+void add_fewgrad(IndexedKernels<T, Index>& k) {
+  if constexpr (L < Vec<T>::kLanes) k.fewgrad[L] = &csr_fewgrad<T, L, Index>;
 }
 
 template <class T, int R, int Tile, class Index>

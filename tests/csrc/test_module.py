@@ -75,10 +75,16 @@ def test_set_isa_refuses_an_unknown_name_and_changes_nothing(chosen: None) -> No
     assert _C.isa() == before
 
 
+OPERATIONS = {
+    "csr": ("spmm", "backward", "sddmm", "scatter", "few", "fewgrad"),
+    "bsr": ("spmm", "backward", "sddmm"),
+}
+
+
 def test_names_of_microkernels_say_type_operation_tile_index_and_set() -> None:
     names = _C.microkernels()
     assert len(set(names)) == len(names)
-    shape = r"(csr_(spmm|backward|sddmm)_|bsr_(spmm|backward|sddmm)_[1248]x)[1-8]x(2|4|8|16)"
+    shape = r"(csr_(spmm|backward|sddmm|scatter|few|fewgrad)_|bsr_(spmm|backward|sddmm)_[1248]x)[1-8]x(1|2|4|8|16)"
     pattern = rf"f(32|64)_{shape}_(u16|i32)__(scalar|avx2|avx512)"
     assert all(re.fullmatch(pattern, name) for name in names)
 
@@ -89,8 +95,8 @@ def test_every_set_has_every_operation_for_both_types_and_both_index_widths(name
     assert have == {
         f"{dtype}_{layout}_{operation}_{index}__{name}"
         for dtype in ("f32", "f64")
-        for layout in ("csr", "bsr")
-        for operation in ("spmm", "backward", "sddmm")
+        for layout, operations in OPERATIONS.items()
+        for operation in operations
         for index in ("u16", "i32")
     }
 

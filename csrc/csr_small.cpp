@@ -1,10 +1,9 @@
-// Forward: pack x unless it is a strip, then this thread's rows. Backward: pack dy and x likewise, then this thread's
-// rows, dw going straight to its place and dx to a copy of this thread's own; last, the copies are added up in the order
-// of the threads.
-#include "csr_few.h"
+// Forward: pack x unless it is a strip, then this thread's rows. Backward, strip by strip: pack dy and x likewise, then
+// this thread's rows, dw going straight to its place and dx to a copy of this thread's own; last, the copies are added
+// up in the order of the threads.
+#include "csr_small.h"
 
 #include <cstring>
-#include <cstdlib>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -13,9 +12,16 @@
 namespace lth {
 namespace {
 
-constexpr int64_t kRowCost = 8;              // a row's own cost, in non-zeros: summing and storing its accumulators
-constexpr int64_t kNonZeroWork = 8;          // a non-zero's cost in multiply-adds of wide strips, for any few samples
-constexpr int64_t kAheadBytes = 16 << 20;    // a weight larger than this comes from memory in every pass
+constexpr int64_t kRowCost = 8;            // a row's own cost, in non-zeros: summing and storing its accumulators
+constexpr int64_t kNonZeroWork = 8;        // a non-zero's cost in multiply-adds of wide strips, for any few samples
+constexpr int64_t kAheadBytes = 16 << 20;  // a weight larger than this comes from memory in every pass
+
+// Bytes of a feature (batch times element) up to which the gradients are found row by row. In the order of columns a
+// non-zero costs two accesses through the permutation more, and those are dear once what it permutes leaves the
+// L2 cache; row by row it costs another load and store of a strip.
+constexpr int64_t kRowsBytes = 64;
+constexpr int64_t kRowsBytesLarge = 192;
+constexpr int64_t kPermutedBytes = 1 << 20;
 
 int64_t few_lanes(int64_t batch) {
   int64_t lanes = 1;
@@ -46,11 +52,14 @@ Range rows_of(const int32_t* crow, int64_t rows, int thread, int team) {
 }  // namespace
 
 template <class T>
-bool is_few(int64_t batch) {
-  return 2 * batch <= kernels<T>().lanes;}
+bool takes_few(int64_t batch) {
+  return 2 * batch <= kernels<T>().lanes;
+}
+
 template <class T>
-bool by_rows(int64_t batch) {
-  const char* e = getenv("LTH_FEWB");return batch <= (e ? atoi(e) : 100);
+bool takes_rows(int64_t batch, int64_t nnz) {
+  const int64_t bytes = sizeof(T), permuted = nnz * (bytes + static_cast<int64_t>(sizeof(int32_t)));
+  return batch * bytes <= (permuted > kPermutedBytes ? kRowsBytesLarge : kRowsBytes);
 }
 
 template <class T, class Index>
@@ -98,15 +107,17 @@ void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, cons
                        T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* crow, const Index* col, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
-  const bool few = is_few<T>(sizes.batch);
+  const bool few = takes_few<T>(sizes.batch);
   const Tiling t(sizes.batch, few ? few_lanes(sizes.batch) : k.lanes, few ? 1 : k.scatter_tile);
   const auto& ops = k.template indexed<Index>();
-  const auto scatter = few ? ops.few_backward[t.lanes] : ops.scatter[t.tile];
+  const auto scatter = few ? ops.fewgrad[t.lanes] : ops.scatter[t.tile];
   const bool dw = dvalues != nullptr;
   const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
   const bool ahead = from_memory<T>(nnz, sizeof(Index));
-  threads = useful(threads, 2 * nnz * t.strips, sizes.rows);
   const int64_t copy = sizes.cols * t.lanes;
+  // Adding up a thread's copy of dx must stay cheap beside its share of the non-zeros.
+  const int64_t copies = dx == nullptr ? threads : std::max<int64_t>(1, nnz / std::max<int64_t>(1, 2 * sizes.cols));
+  threads = useful(static_cast<int>(std::min<int64_t>(threads, copies)), 2 * nnz * t.strips, sizes.rows);
 
   Plan plan;
   const size_t grad_at = plan.add<T>(read_grad ? 0 : sizes.rows * t.lanes);
@@ -150,8 +161,10 @@ void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, cons
   });
 }
 
-template bool is_few<float>(int64_t);
-template bool is_few<double>(int64_t);template bool by_rows<double>(int64_t);template bool by_rows<float>(int64_t);
+template bool takes_few<float>(int64_t);
+template bool takes_few<double>(int64_t);
+template bool takes_rows<float>(int64_t, int64_t);
+template bool takes_rows<double>(int64_t, int64_t);
 
 #define LTH_INSTANTIATE(T, Index)                                                                                   \
   template void csr_few_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,   \
