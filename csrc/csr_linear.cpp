@@ -73,13 +73,15 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, work);
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
+  const bool read_x = is_strip(sizes.batch, xs, t.lanes), write_y = is_strip(sizes.batch, ys, t.lanes);
 
   Plan plan;
-  const size_t packed_at = plan.add<T>(round * sizes.cols * t.lanes);
+  const size_t packed_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t out_at = plan.add<T>(chunk * t.lanes, threads);
   const size_t pointers_at = plan.add<int32_t>(blocks.count > 1 ? (blocks.count + 1) * sizes.rows : 0);
   const Scratch scratch(plan);
   T* const packed = scratch.at<T>(packed_at);
+  const T* const all_x = read_x ? x : packed;
   int32_t* const pointers = scratch.at<int32_t>(pointers_at);
 
   parallel(threads, [&](int thread, int team) {
@@ -88,8 +90,8 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
-      barrier(team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
+      if (!read_x || blocks.count > 1) barrier(team);
 
       const int64_t strip_weight = nnz + kRowCost * sizes.rows, align = cut_alignment(sizes.rows, team);
       const Range mine = share(strips * strip_weight, thread, team);
@@ -100,12 +102,14 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
         const int64_t stop = cut(mine.end);
         for (int64_t r = mine.begin <= strip * strip_weight ? 0 : cut(mine.begin); r < stop; r += chunk) {
           const int64_t count = std::min(chunk, stop - r);
+          T* const to = write_y ? y + r * t.lanes : out;
           for (int64_t block = 0; block < blocks.count; ++block) {
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
-            spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
+            spmm({all_x + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
                   blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
-                  block > 0, out, t.lanes});
+                  block > 0, to, t.lanes});
           }
+          if (write_y) continue;
           for (int64_t i = 0; i < count; i += kChunk) {
             unpack(k, out + i * t.lanes, std::min(kChunk, count - i), y, ys, sizes.batch, t, first + strip, r + i);
           }
@@ -136,16 +140,20 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, 2 * work);
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
+  const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
+  const bool write_dx = dx != nullptr && is_strip(sizes.batch, dxs, t.lanes);
 
   Plan plan;
-  const size_t grad_at = plan.add<T>(round * sizes.rows * t.lanes);
-  const size_t x_at = plan.add<T>(dw ? round * sizes.cols * t.lanes : 0);
+  const size_t grad_at = plan.add<T>(read_grad ? 0 : round * sizes.rows * t.lanes);
+  const size_t x_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
   const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
   const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
+  const T* const all_grad = read_grad ? grad : packed_grad;
+  const T* const all_x = read_x ? x : packed_x;
   T* const by_column = scratch.at<T>(values_at);
   T* const dby_column = scratch.at<T>(dvalues_at);
 
@@ -166,8 +174,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
-      if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
+      if (!read_grad) pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
       barrier(team);
 
       if (dbias != nullptr) {
@@ -175,24 +183,25 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           T total = first > 0 ? dbias[r] : T(0);
           for (int64_t strip = 0; strip < strips; ++strip)
-            total += k.sum(packed_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
+            total += k.sum(all_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
           dbias[r] = total;
         }
       }
       if (!dw && dx == nullptr) continue;
       for (int64_t strip = 0; strip < strips; ++strip) {
-        const T* const g = packed_grad + strip * sizes.rows * t.lanes;
+        const T* const g = all_grad + strip * sizes.rows * t.lanes;
         for (int64_t c = columns.begin; c < columns.end; c += kChunk) {
           const int64_t count = std::min(kChunk, columns.end - c);
           const int32_t* const begin = ccol + c;
+          T* const to = write_dx ? dx + c * t.lanes : out;
           if (dw) {
             (both ? ops.backward
-                  : ops.sddmm)[t.tile]({packed_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
-                                        by_column, begin, begin + 1, count, false, out, t.lanes, dby_column});
+                  : ops.sddmm)[t.tile]({all_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
+                                        by_column, begin, begin + 1, count, false, to, t.lanes, dby_column});
           } else {
-            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, out, t.lanes});
+            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, to, t.lanes});
           }
-          if (dx != nullptr) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
+          if (dx != nullptr && !write_dx) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
         }
       }
     }

@@ -29,11 +29,6 @@ int64_t few_lanes(int64_t batch) {
   return lanes;
 }
 
-// Whether a [batch, features] array is a strip of so many lanes as it stands.
-bool is_strip(int64_t batch, Strides s, int64_t lanes) {
-  return batch == lanes && s.feature == lanes && (batch == 1 || s.batch == 1);
-}
-
 template <class T>
 bool from_memory(int64_t nnz, size_t index_bytes) {
   return nnz * static_cast<int64_t>(sizeof(T) + index_bytes) > kAheadBytes;

@@ -32,6 +32,11 @@ struct Tiling {
   }
 };
 
+// Whether a [batch, features] array is, as it stands, the one strip of so many lanes that packing would make of it.
+inline bool is_strip(int64_t batch, Strides s, int64_t lanes) {
+  return batch == lanes && s.feature == lanes && (batch == 1 || s.batch == 1);
+}
+
 // Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
 template <class T>
 void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
