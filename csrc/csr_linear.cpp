@@ -1,6 +1,8 @@
 // Forward: pack x, then spmm over this thread's rows in every strip, unpacking y as it appears.
-// Backward: pack dy and x, then both gradients over this thread's columns, through the transposed index. A round is as many
-// strips as fit the scratch memory; threads wait for each other after packing and before the next round.
+// Backward: pack dy and x, then both gradients over this thread's columns, through the transposed index. A round is as
+// many strips as fit the scratch memory; threads wait for each other after packing and before the next round.
+// Activations that are the one strip of their batch as they stand are neither packed nor unpacked. Small batches have
+// drivers of their own, csr_small.
 #include "csr_linear.h"
 
 #include <cstring>

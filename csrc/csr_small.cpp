@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kRowCost = 8;            // a row's own cost, in non-zeros: summing and storing its accumulators
 constexpr int64_t kNonZeroWork = 8;        // a non-zero's cost in multiply-adds of wide strips, for any few samples
-constexpr int64_t kAheadBytes = 16 << 20;  // a weight larger than this comes from memory in every pass
+constexpr int64_t kAheadBytes = 12 << 20;  // a pass over more than this finds little of it in a cache
 
 // Bytes of a feature (batch times element) up to which the gradients are found row by row. In the order of columns a
 // non-zero costs two accesses through the permutation more, and those are dear once what it permutes leaves the
@@ -29,10 +29,7 @@ int64_t few_lanes(int64_t batch) {
   return lanes;
 }
 
-template <class T>
-bool from_memory(int64_t nnz, size_t index_bytes) {
-  return nnz * static_cast<int64_t>(sizeof(T) + index_bytes) > kAheadBytes;
-}
+bool from_memory(int64_t nnz, size_t bytes) { return nnz * static_cast<int64_t>(bytes) > kAheadBytes; }
 
 int useful(int threads, int64_t nnz, int64_t rows) {
   return useful_threads(threads, static_cast<double>(kNonZeroWork) * static_cast<double>(nnz + kRowCost * rows));
@@ -65,7 +62,7 @@ void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* 
   const Tiling t(sizes.batch, lanes, 1);
   const bool read_x = is_strip(sizes.batch, xs, lanes), write_y = is_strip(sizes.batch, ys, lanes);
   const auto few = k.template indexed<Index>().few[lanes];
-  const bool ahead = from_memory<T>(nnz, sizeof(Index));
+  const bool ahead = from_memory(nnz, sizeof(T) + sizeof(Index));
   threads = useful(threads, nnz, sizes.rows);
 
   Plan plan;
@@ -108,7 +105,7 @@ void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, cons
   const auto scatter = few ? ops.fewgrad[t.lanes] : ops.scatter[t.tile];
   const bool dw = dvalues != nullptr;
   const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
-  const bool ahead = from_memory<T>(nnz, sizeof(Index));
+  const bool ahead = from_memory(nnz, (dw ? 2 : 1) * sizeof(T) + sizeof(Index));
   const int64_t copy = sizes.cols * t.lanes;
   // Adding up a thread's copy of dx must stay cheap beside its share of the non-zeros.
   const int64_t copies = dx == nullptr ? threads : std::max<int64_t>(1, nnz / std::max<int64_t>(1, 2 * sizes.cols));
@@ -164,8 +161,8 @@ template bool takes_rows<double>(int64_t, int64_t);
 #define LTH_INSTANTIATE(T, Index)                                                                                   \
   template void csr_few_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,   \
                                           const int32_t*, const Index*, int);                                       \
-  template void csr_rows_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*,  \
-                                           Strides, T*, T*, const int32_t*, const Index*, int);
+  template void csr_rows_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
+                                            Strides, T*, T*, const int32_t*, const Index*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)
 LTH_INSTANTIATE(double, uint16_t)

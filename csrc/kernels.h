@@ -92,8 +92,8 @@ struct ScatterArgs {
   const int32_t* begin;
   const int32_t* end;
   int64_t rows;
-  bool ahead;
-  bool accumulate;  // concerns dw, for csr_scatter
+  bool ahead;       // for csr_fewgrad
+  bool accumulate;  // add to dw, for csr_scatter
   T* dx;
   T* dw;
 };
