@@ -1,20 +1,22 @@
 // Forward: pack x, then spmm over this thread's rows in every strip, unpacking y as it appears.
-// Backward: pack dy and x, then both gradients over this thread's columns, through the transposed index. A round is as many
-// strips as fit the scratch memory; threads wait for each other after packing and before the next round.
+// Backward: pack dy and x, then both gradients over this thread's columns, through the transposed index. A round is as
+// many strips as fit the scratch memory; threads wait for each other after packing and before the next round.
+// Activations that are the one strip of their batch as they stand are neither packed nor unpacked. Small batches have
+// drivers of their own, csr_small.
 #include "csr_linear.h"
 
 #include <cstring>
 
+#include "csr_small.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scratch.h"
+#include "strips.h"
 
 namespace lth {
 namespace {
 
-constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
-constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
-constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
+constexpr int64_t kRowCost = 4;  // a row's own cost, in non-zeros: loading and storing its accumulators
 
 // Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1
 // rather than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold
@@ -24,17 +26,6 @@ constexpr int64_t kBlockBytes = 32 << 10;
 constexpr int64_t kBlockStripBytes = 256;
 constexpr int64_t kBlockNonZeros = 32;
 constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in L1
-
-// How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
-struct Tiling {
-  int64_t tile, lanes, strips;
-
-  Tiling(int64_t batch, int64_t vector_lanes, int64_t widest) {
-    strips = ceil_div(batch, widest * vector_lanes);
-    tile = ceil_div(ceil_div(batch, strips), vector_lanes);
-    lanes = tile * vector_lanes;
-  }
-};
 
 // The blocks of the reduction in the forward pass.
 struct Blocks {
@@ -66,83 +57,13 @@ void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow,
   }
 }
 
-// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
-template <class T>
-void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
-          T* packed) {
-  const int64_t first = strip * t.lanes;
-  const int64_t samples = std::min(t.lanes, batch - first);
-  const T* const from = src + first * s.batch + features.begin * s.feature;
-  T* const to = packed + features.begin * t.lanes;
-  const int64_t count = features.end - features.begin;
-  if (s.feature == 1) {
-    k.transpose(from, s.batch, samples, count, to, t.lanes, t.lanes);
-    return;
-  }
-  for (int64_t f = 0; f < count; ++f) {
-    const T* const p = from + f * s.feature;
-    T* const q = to + f * t.lanes;
-    if (s.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i] = p[i * s.batch];
-    }
-    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
-  }
-}
-
-// The way back: `count` features from packed[feature * lanes + lane] to dst, from feature `first_feature` on.
-template <class T>
-void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides d, int64_t batch, const Tiling& t,
-            int64_t strip, int64_t first_feature) {
-  const int64_t first = strip * t.lanes;
-  const int64_t samples = std::min(t.lanes, batch - first);
-  T* const to = dst + first * d.batch + first_feature * d.feature;
-  if (d.feature == 1) {
-    k.transpose(packed, t.lanes, count, samples, to, d.batch, count);
-    return;
-  }
-  for (int64_t f = 0; f < count; ++f) {
-    const T* const p = packed + f * t.lanes;
-    T* const q = to + f * d.feature;
-    if (d.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = p[i];
-    }
-  }
-}
-
-// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks.
-template <class T>
-void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
-                int64_t strips, int64_t features, T* packed, int thread, int threads) {
-  const int64_t chunks = ceil_div(features, kChunk);
-  const Range mine = share(strips * chunks, thread, threads);
-  for (int64_t i = mine.begin; i < mine.end;) {
-    const int64_t strip = i / chunks;
-    const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
-    const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
-    pack(k, src, s, batch, t, first + strip, range, packed + strip * features * t.lanes);
-    i = stop;
-  }
-}
-
-// Where there are plenty, rows are dealt out in whole chunks: no two threads then write to one cache line of the
-// output.
-int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
-
-int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
-  const int64_t fit = kRoundBytes / std::max<int64_t>(1, features * t.lanes * bytes);
-  return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
-}
-
 }  // namespace
 
 template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
                         Strides ys, const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
+  if (takes_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
   const Blocks blocks(sizes, nnz, sizeof(T));
@@ -154,13 +75,15 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, work);
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
+  const bool read_x = is_strip(sizes.batch, xs, t.lanes), write_y = is_strip(sizes.batch, ys, t.lanes);
 
   Plan plan;
-  const size_t packed_at = plan.add<T>(round * sizes.cols * t.lanes);
+  const size_t packed_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t out_at = plan.add<T>(chunk * t.lanes, threads);
   const size_t pointers_at = plan.add<int32_t>(blocks.count > 1 ? (blocks.count + 1) * sizes.rows : 0);
   const Scratch scratch(plan);
   T* const packed = scratch.at<T>(packed_at);
+  const T* const all_x = read_x ? x : packed;
   int32_t* const pointers = scratch.at<int32_t>(pointers_at);
 
   parallel(threads, [&](int thread, int team) {
@@ -169,8 +92,8 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
-      barrier(team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
+      if (!read_x || blocks.count > 1) barrier(team);
 
       const int64_t strip_weight = nnz + kRowCost * sizes.rows, align = cut_alignment(sizes.rows, team);
       const Range mine = share(strips * strip_weight, thread, team);
@@ -181,12 +104,14 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
         const int64_t stop = cut(mine.end);
         for (int64_t r = mine.begin <= strip * strip_weight ? 0 : cut(mine.begin); r < stop; r += chunk) {
           const int64_t count = std::min(chunk, stop - r);
+          T* const to = write_y ? y + r * t.lanes : out;
           for (int64_t block = 0; block < blocks.count; ++block) {
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
-            spmm({packed + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
+            spmm({all_x + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
                   blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
-                  block > 0, out, t.lanes});
+                  block > 0, to, t.lanes});
           }
+          if (write_y) continue;
           for (int64_t i = 0; i < count; i += kChunk) {
             unpack(k, out + i * t.lanes, std::min(kChunk, count - i), y, ys, sizes.batch, t, first + strip, r + i);
           }
@@ -198,14 +123,17 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
 
 template <class T, class Index>
 void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values,
-                         T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* ccol, const Index* row,
-                         const int32_t* perm, int threads) {
+                         T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* crow, const Index* col,
+                         const int32_t* ccol, const Index* row, const int32_t* perm, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = ccol[sizes.cols];
   if (sizes.batch == 0) {
     if (dvalues != nullptr) std::memset(dvalues, 0, static_cast<size_t>(nnz) * sizeof(T));
     if (dbias != nullptr) std::memset(dbias, 0, static_cast<size_t>(sizes.rows) * sizeof(T));
     return;
+  }
+  if (takes_rows<T>(sizes.batch, nnz)) {
+    return csr_rows_backward(sizes, grad, gs, x, xs, values, dx, dxs, dvalues, dbias, crow, col, threads);
   }
   const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
   const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
@@ -214,16 +142,20 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, 2 * work);
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
+  const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
+  const bool write_dx = dx != nullptr && is_strip(sizes.batch, dxs, t.lanes);
 
   Plan plan;
-  const size_t grad_at = plan.add<T>(round * sizes.rows * t.lanes);
-  const size_t x_at = plan.add<T>(dw ? round * sizes.cols * t.lanes : 0);
+  const size_t grad_at = plan.add<T>(read_grad ? 0 : round * sizes.rows * t.lanes);
+  const size_t x_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
   const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
   const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
+  const T* const all_grad = read_grad ? grad : packed_grad;
+  const T* const all_x = read_x ? x : packed_x;
   T* const by_column = scratch.at<T>(values_at);
   T* const dby_column = scratch.at<T>(dvalues_at);
 
@@ -244,8 +176,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
-      if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
+      if (!read_grad) pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
       barrier(team);
 
       if (dbias != nullptr) {
@@ -253,24 +185,25 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           T total = first > 0 ? dbias[r] : T(0);
           for (int64_t strip = 0; strip < strips; ++strip)
-            total += k.sum(packed_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
+            total += k.sum(all_grad + (strip * sizes.rows + r) * t.lanes, t.lanes);
           dbias[r] = total;
         }
       }
       if (!dw && dx == nullptr) continue;
       for (int64_t strip = 0; strip < strips; ++strip) {
-        const T* const g = packed_grad + strip * sizes.rows * t.lanes;
+        const T* const g = all_grad + strip * sizes.rows * t.lanes;
         for (int64_t c = columns.begin; c < columns.end; c += kChunk) {
           const int64_t count = std::min(kChunk, columns.end - c);
           const int32_t* const begin = ccol + c;
+          T* const to = write_dx ? dx + c * t.lanes : out;
           if (dw) {
             (both ? ops.backward
-                  : ops.sddmm)[t.tile]({packed_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
-                                        by_column, begin, begin + 1, count, false, out, t.lanes, dby_column});
+                  : ops.sddmm)[t.tile]({all_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
+                                        by_column, begin, begin + 1, count, false, to, t.lanes, dby_column});
           } else {
-            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, out, t.lanes});
+            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, to, t.lanes});
           }
-          if (dx != nullptr) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
+          if (dx != nullptr && !write_dx) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
         }
       }
     }
@@ -284,7 +217,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,  \
                                              const int32_t*, const Index*, int);                                      \
   template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
-                                              Strides, T*, T*, const int32_t*, const Index*, const int32_t*, int);
+                                              Strides, T*, T*, const int32_t*, const Index*, const int32_t*,           \
+                                              const Index*, const int32_t*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)
 LTH_INSTANTIATE(double, uint16_t)

@@ -8,15 +8,9 @@
 
 #include <cstdint>
 
+#include "strips.h"
+
 namespace lth {
-
-struct LinearSizes {
-  int64_t batch, rows, cols;  // samples, output features, input features
-};
-
-struct Strides {  // of a [batch, features] array, in elements
-  int64_t batch, feature;
-};
 
 // y[n, r] = bias[r] + sum over k in [crow[r], crow[r+1]) of values[k] * x[n, col[k]]; bias may be null.
 template <class T, class Index>
@@ -27,7 +21,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides x_strides,
 // may be null.
 template <class T, class Index>
 void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides grad_strides, const T* x, Strides x_strides,
-                         const T* values, T* dx, Strides dx_strides, T* dvalues, T* dbias, const int32_t* ccol,
-                         const Index* row, const int32_t* perm, int threads);
+                         const T* values, T* dx, Strides dx_strides, T* dvalues, T* dbias, const int32_t* crow,
+                         const Index* col, const int32_t* ccol, const Index* row, const int32_t* perm, int threads);
 
 }  // namespace lth

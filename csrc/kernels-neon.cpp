@@ -20,6 +20,12 @@ namespace neon {
 #include "simd-neon-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "csr_scatter-inl.h"
+#include "few-scalar-inl.h"
+#include "csr_few-inl.h"
+#include "bsr_spmm-inl.h"
+#include "bsr_backward-inl.h"
+#include "bsr_outer-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace neon

@@ -83,7 +83,7 @@ void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
 }
 
 void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
-                         Pointer crow, Pointer /*col*/, Pointer ccol, Pointer row, Pointer perm, int64_t batch,
+                         Pointer crow, Pointer col, Pointer ccol, Pointer row, Pointer perm, int64_t batch,
                          int64_t rows, int64_t cols, int64_t grad_batch_stride, int64_t grad_feature_stride,
                          int64_t x_batch_stride, int64_t x_feature_stride, int64_t dx_batch_stride,
                          int64_t dx_feature_stride, int index_bits, int dtype, int threads) {
@@ -98,7 +98,8 @@ void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
     lth::csr_linear_backward<T, Index>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
                                        as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
                                        as<T>(dx), {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
-                                       as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm), threads);
+                                       as<const int32_t>(crow), as<const Index>(col), as<const int32_t>(ccol),
+                                       as<const Index>(row), as<const int32_t>(perm), threads);
   });
 }
 

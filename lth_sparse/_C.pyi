@@ -74,7 +74,7 @@ def csr_linear_backward(
 
     dx[n, c] = sum over r of W[r, c] grad[n, r];  dvalues[k] = sum over n of grad[n, row of k] x[n, column of k];
     dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
-    only, ``values`` for ``dx`` only, ``col`` never.
+    only, ``values`` for ``dx`` only; small batches need ``crow`` and ``col``, others ``ccol``, ``row`` and ``perm``.
     """
 
 def csr_conv2d_forward(
@@ -169,7 +169,8 @@ def microkernels() -> list[str]:
     """Names of all microkernels in this build, runnable here or not.
 
     ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction
-    set.
+    set; ``csr_few_1x4``: a strip of four samples. ``f32_bsr_spmm_4x6x16_u16__avx512``: before these, the rows of the
+    weight that share their columns.
     """
 
 def build_info() -> dict[str, str | bool]:

@@ -85,7 +85,53 @@ def test_gradients_that_are_not_wanted_are_left_out(linear: Any, near: Any, vari
             near(gradient, truth[name])
 
 
-@pytest.mark.parametrize("batch", [1, 16, 61, 150])
+@pytest.mark.parametrize("batch", [*range(21), 31, 32, 33])
+@pytest.mark.parametrize("layer_size", [(37, 70), (9, 260)], ids=str)
+def test_small_batches(linear: Any, near: Any, isa: str, layer_size: tuple[int, int], batch: int) -> None:
+    for dtype, bits, threads in ((torch.float32, 16, 1), (torch.float64, 32, 2), (torch.float32, 32, 3)):
+        layer, x, values, bias, grad = problem(linear, *layer_size, batch, 0.4, bits, dtype)
+        truth = layer.truth(grad, x, values, bias)
+        near(layer.forward(x, values, bias, threads), truth[0])
+        for wanted in ("dx dvalues dbias", "dx", "dvalues"):
+            got = layer.backward(grad, x, values, threads, wanted)
+            for gradient, expected in zip(got, truth[1:], strict=True):
+                if gradient is not None:
+                    near(gradient, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 16, 17, 32, 48])
+def test_a_weight_too_large_for_the_cache(linear: Any, near: Any, variant: Any, batch: int) -> None:
+    layer, x, values, bias, grad = problem(linear, 610, 530, batch, 0.95, variant.index_bits, variant.dtype)
+    truth = layer.truth(grad, x, values, bias)
+    near(layer.forward(x, values, bias, variant.threads), truth[0])
+    for gradient, expected in zip(layer.backward(grad, x, values, variant.threads), truth[1:], strict=True):
+        near(gradient, expected)
+
+
+def test_a_weight_that_comes_from_memory(linear: Any, near: Any, isa: str) -> None:
+    layer, x, values, bias, grad = problem(linear, 1500, 2100, 2, 1.0, 16, torch.float32)
+    truth = layer.truth(grad, x, values, bias)
+    near(layer.forward(x, values, bias, 2), truth[0])
+    for gradient, expected in zip(layer.backward(grad, x, values, 2), truth[1:], strict=True):
+        near(gradient, expected)
+
+
+@pytest.mark.parametrize("length", [*range(18), 63, 64, 65])
+def test_rows_of_every_length(linear: Any, near: Any, isa: str, length: int) -> None:
+    for batch, dtype in ((1, torch.float32), (2, torch.float64), (4, torch.float32), (7, torch.float32)):
+        mask = torch.zeros(5, 70, dtype=torch.bool)
+        mask[1, 70 - length :] = True
+        mask[3, :length] = True
+        layer = linear(mask, 16)
+        x, grad = torch.randn(batch, 70, dtype=dtype), torch.randn(batch, 5, dtype=dtype)
+        values, bias = torch.randn(layer.nnz, dtype=dtype), torch.randn(5, dtype=dtype)
+        truth = layer.truth(grad, x, values, bias)
+        near(layer.forward(x, values, bias, 2), truth[0])
+        for gradient, expected in zip(layer.backward(grad, x, values, 2), truth[1:], strict=True):
+            near(gradient, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 8, 16, 32, 61, 128, 150])
 @pytest.mark.parametrize("out", ["batch-major", "feature-major", "gaps"])
 @pytest.mark.parametrize("into", ["batch-major", "feature-major", "gaps"])
 def test_any_strides_give_the_same(linear: Any, near: Any, isa: str, into: str, out: str, batch: int) -> None:
@@ -117,9 +163,9 @@ def tiles() -> list[tuple[str, str, str, int, int]]:
     found = []
     for name in _C.microkernels():
         rest, isa = name.split("__")
-        dtype, _, operation, tile, index = rest.split("_")
-        registers, lanes = map(int, tile.split("x"))
-        if isa in _C.isas():
+        dtype, layout, operation, tile, index = rest.split("_")
+        if layout == "csr" and isa in _C.isas():
+            registers, lanes = map(int, tile.split("x"))
             found.append((isa, dtype, operation, registers * lanes, int(index[1:])))
     return found
 
@@ -132,12 +178,13 @@ def test_every_microkernel_on_full_and_ragged_strips(
     kind = torch.float32 if dtype == "f32" else torch.float64
     layer, x, values, bias, grad = problem(linear, 19, 23, lanes - missing, 0.4, bits, kind)
     truth = layer.truth(grad, x, values, bias)
-    if operation == "spmm":
+    if operation in ("spmm", "few"):
         near(layer.forward(x, values, bias, 1), truth[0])
+    if operation in ("spmm", "scatter", "fewgrad"):
         near(layer.backward(grad, x, values, 1, "dx")[0], truth[1])
-    elif operation == "backward":
+    if operation in ("backward", "scatter", "fewgrad"):
         near(layer.backward(grad, x, values, 1, "dx dvalues")[1], truth[2])
-    else:
+    if operation in ("sddmm", "scatter", "fewgrad"):
         near(layer.backward(grad, x, values, 1, "dvalues")[1], truth[2])
 
 
@@ -158,12 +205,15 @@ def test_more_threads_than_rows_and_columns(linear: Any, near: Any, isa: str) ->
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_nan_in_x_reaches_only_its_sample_and_its_column(linear: Any, variant: Any, poison: float) -> None:
-    layer, x, values, bias, grad = problem(linear, 30, 40, 21, 0.2, variant.index_bits, variant.dtype)
-    x[20, 8] = poison
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 8, 13, 21])
+def test_a_nan_in_x_reaches_only_its_sample_and_its_column(
+    linear: Any, variant: Any, batch: int, poison: float
+) -> None:
+    layer, x, values, bias, grad = problem(linear, 30, 40, batch, 0.2, variant.index_bits, variant.dtype)
+    x[batch - 1, 8] = poison
     y = layer.forward(x, values, bias, variant.threads)
     touched = torch.zeros_like(y, dtype=torch.bool)
-    touched[20] = layer.mask[:, 8]
+    touched[batch - 1] = layer.mask[:, 8]
     assert torch.equal(~y.isfinite(), touched)
     dx, dvalues, _ = layer.backward(grad, x, values, variant.threads)
     assert dx.isfinite().all()
@@ -171,15 +221,26 @@ def test_a_nan_in_x_reaches_only_its_sample_and_its_column(linear: Any, variant:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_nan_in_grad_reaches_only_its_sample_and_its_row(linear: Any, variant: Any, poison: float) -> None:
-    layer, x, values, _, grad = problem(linear, 30, 40, 21, 0.2, variant.index_bits, variant.dtype)
-    grad[20, 4] = poison
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 8, 13, 21])
+def test_a_nan_in_grad_reaches_only_its_sample_and_its_row(
+    linear: Any, variant: Any, batch: int, poison: float
+) -> None:
+    layer, x, values, _, grad = problem(linear, 30, 40, batch, 0.2, variant.index_bits, variant.dtype)
+    grad[batch - 1, 4] = poison
     dx, dvalues, dbias = layer.backward(grad, x, values, variant.threads)
     touched = torch.zeros_like(dx, dtype=torch.bool)
-    touched[20] = layer.mask[4]
+    touched[batch - 1] = layer.mask[4]
     assert torch.equal(~dx.isfinite(), touched)
     assert torch.equal(~dvalues.isfinite(), layer.mask.nonzero()[:, 0] == 4)
     assert torch.equal(~dbias.isfinite(), torch.arange(30) == 4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 16, 40])
+def test_a_nan_that_no_weight_reads_reaches_nothing(linear: Any, variant: Any, batch: int) -> None:
+    layer, x, values, bias, grad = problem(linear, 30, 40, batch, 0.2, variant.index_bits, variant.dtype)
+    x[:, 1] = float("nan")
+    assert layer.forward(x, values, bias, variant.threads).isfinite().all()
+    assert all(g.isfinite().all() for g in layer.backward(grad, x, values, variant.threads))
 
 
 def test_a_call_sees_nothing_of_the_one_before(linear: Any, near: Any, variant: Any) -> None:
@@ -193,8 +254,9 @@ def test_a_call_sees_nothing_of_the_one_before(linear: Any, near: Any, variant: 
         near(gradient, expected)
 
 
-def test_the_same_call_gives_the_same_bits(linear: Any, variant: Any) -> None:
-    layer, x, values, bias, grad = problem(linear, 200, 150, 70, 0.2, variant.index_bits, variant.dtype)
+@pytest.mark.parametrize("batch", [1, 2, 5, 16, 70])
+def test_the_same_call_gives_the_same_bits(linear: Any, variant: Any, batch: int) -> None:
+    layer, x, values, bias, grad = problem(linear, 200, 150, batch, 0.2, variant.index_bits, variant.dtype)
     first = layer.forward(x, values, bias, variant.threads), *layer.backward(grad, x, values, variant.threads)
     again = layer.forward(x, values, bias, variant.threads), *layer.backward(grad, x, values, variant.threads)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
