@@ -10,10 +10,14 @@ from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
 from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
+from lth_sparse.nn.plan_table import LayerPlan, PlanTable
+from lth_sparse.nn.planning import plan
 from lth_sparse.nn.report import LayerReport, SparsifyReport
 
 __all__ = [
+    "LayerPlan",
     "LayerReport",
+    "PlanTable",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
@@ -23,6 +27,7 @@ __all__ = [
     "densify_",
     "find_masks",
     "masks_of",
+    "plan",
     "sparse_modules",
     "sparsify_",
 ]

@@ -58,6 +58,6 @@ def call_model(model: Callable[..., Any], sample_input: Any) -> Any:
 
 
 def conv_options(module: nn.Module) -> dict[str, Any] | None:
-    """Keyword arguments of ``functional.conv1d`` / ``conv2d`` that a convolution stands for; None for a linear layer."""
+    """A convolution's keyword arguments of ``functional.conv1d`` / ``conv2d``; None for a linear layer."""
     options = ("stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(module, name) for name in options} if hasattr(module, "padding_mode") else None

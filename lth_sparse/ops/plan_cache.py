@@ -1,9 +1,10 @@
 """What the planner has measured, on disk: never measured twice on one machine, and never a reason to fail.
 
 One JSON file for each environment (processor, instruction set, threads or GPU, versions of library and torch), because
-a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else the platform's
-cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that concurrent
-processes neither see half of one nor lose each other's entries. What cannot be read is reported and written anew.
+a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else in the
+platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that
+concurrent processes neither see half of one nor lose each other's entries. What cannot be read is reported and
+written anew.
 
 The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_layout`.
 """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
+
+from lth_sparse.ops.plan_cache import cpu_name
 
 __all__ = ["PACKAGES", "cpu_name", "environment", "kernels", "machine", "versions"]
 
@@ -66,16 +67,6 @@ def kernels() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """The variables of `VARIABLES` that are set."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
-
-
-def cpu_name() -> str:
-    """Model name of the processor, or its architecture where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cores() -> int:
