@@ -70,7 +70,7 @@ class LayerPlan:
         return 0.0 if self.torch is None else self.calls * self._added(self.torch.training)
 
     def _added(self, seconds: float) -> float:
-        return max(seconds - self.overhead, 1e-9)
+        return max(seconds - self.overhead, 0.1 * seconds)  # both are measured, apart from each other
 
     def ratios(self, layout: str, which: str) -> dict[float, float]:
         """Density -> sparse time over dense torch's, of one of ``ops.measure.PASSES``; empty when not measured."""
