@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -31,6 +31,8 @@ class Layout(ABC):
 
     Attributes:
         shape: shape of the dense weight: ``(out, in)`` or ``(out, in / groups, *kernel)``.
+        index: the index tensors in the order of ``INDEX_NAMES``.
+        cols: columns of the matrix view: input features, or input channels of a group times kernel positions.
     """
 
     kind: ClassVar[str]
@@ -40,16 +42,18 @@ class Layout(ABC):
     KEY_NAMES: ClassVar[tuple[str, ...]]
 
     shape: tuple[int, ...]
+    # Derived once: every call of an operator asks for them.
+    index: tuple[Tensor, ...] = field(init=False, repr=False)
+    cols: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", tuple([getattr(self, name) for name in self.INDEX_NAMES]))
+        object.__setattr__(self, "cols", math.prod(self.shape[1:]))
 
     @property
     def rows(self) -> int:
         """Rows of the matrix view: output features or channels."""
         return self.shape[0]
-
-    @property
-    def cols(self) -> int:
-        """Columns of the matrix view: input features, or input channels of a group times kernel positions."""
-        return math.prod(self.shape[1:])
 
     @property
     def numel(self) -> int:
@@ -60,11 +64,6 @@ class Layout(ABC):
     def density(self) -> float:
         """Share of the weights that are kept, ``nnz / numel``; 0 for an empty tensor."""
         return self.nnz / self.numel if self.numel else 0.0
-
-    @property
-    def index(self) -> tuple[Tensor, ...]:
-        """The index tensors in the order of ``INDEX_NAMES``."""
-        return tuple(getattr(self, name) for name in self.INDEX_NAMES)
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +115,7 @@ class Layout(ABC):
         """Raise ``ArgumentError`` unless ``values`` has this layout's shape and device and a floating dtype."""
         if not isinstance(values, Tensor):
             raise ArgumentTypeError(expected("values", "a tensor", type(values).__name__))
-        if tuple(values.shape) != self.values_shape:
+        if values.shape != self.values_shape:
             raise ArgumentError(expected("values", f"shape {list(self.values_shape)}", f"{list(values.shape)}"))
         if not values.dtype.is_floating_point:
             raise ArgumentError(expected("values", "a floating dtype", str(values.dtype)))

@@ -41,6 +41,8 @@ class SparseModule(nn.Module):
     Attributes:
         values: Parameter ``[nnz]`` (CSR, dense) or ``[nblocks, r, c]`` (BSR).
         bias: Parameter ``[out]`` or None. A bias is never pruned.
+        activation: ``"relu"`` when the layer computes the ReLU behind it as well, see
+            :func:`lth_sparse.nn.fuse_relu_`; else None. Its dense form is without.
 
     The state_dict holds ``values``, ``bias`` and the index tensors that identify the mask. ``load_state_dict`` takes
     that when the mask is the same, or a dense one (``weight``, ``bias``), of which it reads the weights that this
@@ -54,6 +56,7 @@ class SparseModule(nn.Module):
 
     values: Parameter
     bias: Parameter | None
+    activation: str | None = None
 
     def __init__(self, module: nn.Module, layout: Layout, values: Parameter | None = None) -> None:
         super().__init__()
@@ -177,7 +180,8 @@ class SparseModule(nn.Module):
 
     def extra_repr(self) -> str:
         block = f" {'x'.join(map(str, self.values.shape[1:]))}" if self.values.dim() > 1 else ""
-        return f"{self._shell().extra_repr()}, density={self.density:.4g}, layout={self.layout.kind}{block}"
+        activation = f", activation={self.activation}" if self.activation else ""
+        return f"{self._shell().extra_repr()}, density={self.density:.4g}, layout={self.layout.kind}{block}{activation}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
         # Index tensors only ever follow the values to a device: fn may also cast (module.type()) or drop the contents

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lth_sparse.nn.base import SparseModule
+from lth_sparse.nn.fused import fused
 from lth_sparse.ops import functional
 
 __all__ = ["DENSE_CLASSES", "SparseConv1d", "SparseConv2d", "SparseLinear"]
@@ -23,7 +24,9 @@ class SparseLinear(SparseModule):
     out_features: int
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self.values, self.layout, self.bias)
+        if self.activation is None:
+            return functional.linear(input, self.values, self.layout, self.bias)
+        return fused(self, functional.linear, input)
 
 
 class _SparseConv(SparseModule):
@@ -60,7 +63,9 @@ class SparseConv1d(_SparseConv):
 
     def forward(self, input: Tensor) -> Tensor:
         options = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        return functional.conv1d(input, self.values, self.layout, self.bias, *options)
+        if self.activation is None:
+            return functional.conv1d(input, self.values, self.layout, self.bias, *options)
+        return fused(self, functional.conv1d, input, *options)
 
 
 class SparseConv2d(_SparseConv):
@@ -73,7 +78,9 @@ class SparseConv2d(_SparseConv):
 
     def forward(self, input: Tensor) -> Tensor:
         options = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        return functional.conv2d(input, self.values, self.layout, self.bias, *options)
+        if self.activation is None:
+            return functional.conv2d(input, self.values, self.layout, self.bias, *options)
+        return fused(self, functional.conv2d, input, *options)
 
 
 #: Dense class -> the sparse class that takes its place.

@@ -9,16 +9,32 @@ to any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lth_sparse.ops import reference, schemas
+from lth_sparse.ops.library import is_plain
 from lth_sparse.ops.schemas import OPS
 
 __all__ = ["conv2d", "expand", "linear"]
+
+
+def _saved(ctx: Any, x: Tensor, values: Tensor, y: Tensor, relu: bool) -> Tensor:
+    """``y``, or ``max(y, 0)`` in its place; what the backward needs is saved."""
+    if relu:
+        y.relu_()
+        ctx.save_for_backward(x, values, y)
+    else:
+        ctx.save_for_backward(x, values)
+    return y
+
+
+def _before_relu(grad: Tensor, activated: Sequence[Tensor]) -> Tensor:
+    """The gradient in front of a fused ReLU, of which the output was saved."""
+    return torch.ops.aten.threshold_backward(grad, activated[0], 0) if activated else grad
 
 
 class _Linear(torch.autograd.Function):
@@ -31,24 +47,27 @@ class _Linear(torch.autograd.Function):
         kind: str,
         shape: tuple[int, ...],
         index: Sequence[Tensor],
+        relu: bool,
+        plain: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, values)
         ctx.kind, ctx.shape, ctx.index = kind, shape, index
-        return OPS[kind].linear(x, values, bias, index, shape)
+        op = OPS[kind].linear
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape)
+        return _saved(ctx, x, values, y, relu)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, values = ctx.saved_tensors
-        index = ctx.index
+        x, values, *activated = ctx.saved_tensors
+        grad, index = _before_relu(grads[0], activated), ctx.index
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
             found = reference.linear_backward(grad, x, values, layout, wanted)
         else:
-            found = OPS[ctx.kind].linear_backward(grad, x, values, index, ctx.shape, wanted)
-        return _unwrap(found, wanted, 3)
+            op = OPS[ctx.kind].linear_backward
+            found = (op.direct if is_plain(grad) else op)(grad, x, values, index, ctx.shape, wanted)
+        return _unwrap(found, wanted, 5)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -65,16 +84,18 @@ class _Conv2d(torch.autograd.Function):
         dilation: Sequence[int],
         groups: int,
         index: Sequence[Tensor],
+        relu: bool,
+        plain: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, values)
         ctx.kind, ctx.shape, ctx.index, ctx.conv = kind, shape, index, (stride, padding, dilation, groups)
-        return OPS[kind].conv2d(x, values, bias, index, shape, stride, padding, dilation, groups)
+        op = OPS[kind].conv2d
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv)
+        return _saved(ctx, x, values, y, relu)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, values = ctx.saved_tensors
-        index = ctx.index
+        x, values, *activated = ctx.saved_tensors
+        grad, index = _before_relu(grads[0], activated), ctx.index
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
@@ -82,8 +103,14 @@ class _Conv2d(torch.autograd.Function):
             stride, padding, dilation, groups = ctx.conv
             found = reference.conv2d_backward(grad, x, values, layout, stride, padding, dilation, groups, wanted)
         else:
-            found = OPS[ctx.kind].conv2d_backward(grad, x, values, index, ctx.shape, *ctx.conv, wanted)
-        return _unwrap(found, wanted, 7)
+            op = OPS[ctx.kind].conv2d_backward
+            found = (op.direct if is_plain(grad) else op)(grad, x, values, index, ctx.shape, *ctx.conv, wanted)
+        return _unwrap(found, wanted, 9)
+
+
+# Function.apply without its preparations for torch.func, two microseconds a call that a plain tensor does not need.
+_apply_linear: Callable[..., Tensor] = super(torch.autograd.Function, _Linear).apply
+_apply_conv2d: Callable[..., Tensor] = super(torch.autograd.Function, _Conv2d).apply
 
 
 class _Expand(torch.autograd.Function):
@@ -92,7 +119,7 @@ class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Sequence[Tensor], numel: int) -> Tensor:
         ctx.index, ctx.nnz = index, values.numel()
-        return schemas.expand(values, *index, numel)
+        return (schemas.expand.direct if is_plain(values) else schemas.expand)(values, *index, numel)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,7 +130,7 @@ class _Compress(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, index: Sequence[Tensor], nnz: int) -> Tensor:
         ctx.index, ctx.numel = index, dense.numel()
-        return schemas.compress(dense, *index, nnz)
+        return (schemas.compress.direct if is_plain(dense) else schemas.compress)(dense, *index, nnz)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,12 +143,21 @@ def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int)
 
 
 def linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, kind: str, shape: tuple[int, ...], index: Sequence[Tensor]
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    shape: tuple[int, ...],
+    index: Sequence[Tensor],
+    relu: bool = False,
 ) -> Tensor:
     """Differentiable sparse linear over ``x`` ``[batch, cols]`` by the operators of one layout kind. Checks nothing."""
-    if not torch.is_grad_enabled():
-        return OPS[kind].linear(x, values, bias, index, shape)
-    return _Linear.apply(x, values, bias, kind, shape, index)
+    plain = is_plain(x)
+    if torch.is_grad_enabled():
+        return (_apply_linear if plain else _Linear.apply)(x, values, bias, kind, shape, index, relu, plain)
+    op = OPS[kind].linear
+    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape)
+    return y.relu_() if relu else y
 
 
 def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -143,8 +179,13 @@ def conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    relu: bool = False,
 ) -> Tensor:
     """Differentiable sparse conv2d over ``x`` ``[N, C, H, W]``, zero padding. Checks nothing."""
-    if not torch.is_grad_enabled():
-        return OPS[kind].conv2d(x, values, bias, index, shape, stride, padding, dilation, groups)
-    return _Conv2d.apply(x, values, bias, kind, shape, stride, padding, dilation, groups, index)
+    plain = is_plain(x)
+    if torch.is_grad_enabled():
+        apply = _apply_conv2d if plain else _Conv2d.apply
+        return apply(x, values, bias, kind, shape, stride, padding, dilation, groups, index, relu, plain)
+    op = OPS[kind].conv2d
+    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, stride, padding, dilation, groups)
+    return y.relu_() if relu else y

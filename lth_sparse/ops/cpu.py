@@ -16,6 +16,7 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.strides import empty_activations, is_feature_major
 
 __all__: list[str] = []
 
@@ -37,12 +38,12 @@ def _empty(wanted: bool, like: Tensor, size: Sequence[int]) -> Tensor | None:
 
 def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
     rows, cols = shape
-    crow, col = index[0], index[1]
-    y = x.new_empty(x.shape[0], rows)
+    batch, col = x.shape[0], index[1]
+    y = empty_activations(x, (batch, rows), is_feature_major(x))
     _C.csr_linear_forward(
-        x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), crow.data_ptr(), col.data_ptr(),
-        x.shape[0], rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
-        _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+        x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
+        batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
+        16 if col.dtype is torch.uint16 else 32, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -52,10 +53,10 @@ def _linear_backward(
 ) -> schemas.Gradients:
     rows, cols = shape
     crow, col, ccol, row, perm = index
-    dx = _empty(wanted[0], x, x.shape)
+    dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (rows,))
-    dx_batch, dx_feature = (0, 0) if dx is None else dx.stride()
+    dx_batch, dx_feature = (0, 0) if dx is None else (dx.stride(0), dx.stride(1))
     _C.csr_linear_backward(
         grad.data_ptr(), x.data_ptr(), values.data_ptr(), _pointer(dx), _pointer(dvalues), _pointer(dbias),
         crow.data_ptr(), col.data_ptr(), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),

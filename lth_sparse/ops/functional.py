@@ -16,13 +16,16 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
 from lth_sparse.ops.schemas import conv_output_size
+from lth_sparse.ops.strides import feature_major
 
-__all__ = ["conv1d", "conv2d", "linear"]
+__all__ = ["conv1d", "conv2d", "feature_major", "linear"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """``y = x W^T + b`` where W is the sparse matrix of ``values`` at the positions of ``layout``.
 
     Args:
@@ -30,6 +33,7 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in)``.
         bias: ``[out]`` or None.
+        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient; or None.
 
     Returns:
         ``[*, out]`` in the dtype of ``values``. Under autocast ``x`` is cast to that dtype, as for torch's float32
@@ -39,13 +43,18 @@ def linear(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None = None
         ArgumentError: a shape, dtype or device does not fit.
     """
     x = _checked(x, values, layout, bias, dims=2)
-    if x.dim() == 0 or x.shape[-1] != layout.cols:
-        raise ArgumentError(expected("x", f"shape [*, {layout.cols}]", f"{list(x.shape)}"))
+    relu = _relu(activation)
+    size, cols = x.shape, layout.cols
+    if not size or size[-1] != cols:
+        raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
-        return F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
-    flat = x if x.dim() == 2 else x.reshape(-1, layout.cols) if layout.cols else x.reshape(x.shape[:-1].numel(), 0)
-    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], layout.rows)
+        y = F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
+        return torch.relu(y) if relu else y
+    if len(size) == 2:
+        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, relu)
+    flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
+    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, relu)
+    return y.view(*size[:-1], layout.rows)
 
 
 def conv1d(
@@ -58,6 +67,7 @@ def conv1d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    activation: str | None = None,
 ) -> Tensor:
     """1-D cross-correlation; arguments as in :func:`conv2d` with one spatial dimension.
 
@@ -65,7 +75,7 @@ def conv1d(
         x: ``[N, C, L]`` or ``[C, L]``.
         layout: layout of a weight of shape ``(out, in / groups, kernel)``.
     """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, spatial=1)
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=1)
 
 
 def conv2d(
@@ -78,6 +88,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    activation: str | None = None,
 ) -> Tensor:
     """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
 
@@ -90,11 +101,12 @@ def conv2d(
         padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
         stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
         or ``"circular"``.
+        activation: ``"relu"`` or None, as in :func:`linear`.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument that does not fit.
     """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, spatial=2)
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
 
 
 def _conv(
@@ -107,10 +119,12 @@ def _conv(
     dilation: int | Sequence[int],
     groups: int,
     padding_mode: str,
+    activation: str | None,
     *,
     spatial: int,
 ) -> Tensor:
     x = _checked(x, values, layout, bias, dims=2 + spatial)
+    relu = _relu(activation)
     rows, channels, *kernel = layout.shape
     strides = sizes("stride", stride, spatial, 1)
     dilations = sizes("dilation", dilation, spatial, 1)
@@ -131,15 +145,16 @@ def _conv(
         weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
         y = dense(batched, weight, bias, strides, symmetric, dilations, groups)
+        y = torch.relu(y) if relu else y
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, relu
         )
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, relu,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
@@ -189,6 +204,12 @@ def sizes(name: str, value: int | Sequence[int], count: int, low: int) -> tuple[
     return found
 
 
+def _relu(activation: str | None) -> bool:
+    if activation not in (None, "relu"):
+        raise ArgumentError(expected("activation", "'relu' or None", repr(activation)))
+    return activation is not None
+
+
 def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int) -> Tensor:
     """Check what all operators share; return ``x``, in the dtype of ``values`` under autocast."""
     if not isinstance(layout, Layout):
@@ -198,18 +219,16 @@ def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, 
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(expected("x", "a tensor", type(x).__name__))
     layout.check_values(values)
-    if x.device != values.device:
-        raise ArgumentError(expected("x", f"device {values.device} of values", str(x.device)))
-    if x.dtype != values.dtype:
+    dtype, device = values.dtype, values.device
+    if x.device != device:
+        raise ArgumentError(expected("x", f"device {device} of values", str(x.device)))
+    if x.dtype != dtype:
         if not (torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point):
-            raise ArgumentError(expected("x", f"dtype {values.dtype} of values", str(x.dtype)))
-        x = x.to(values.dtype)
+            raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
+        x = x.to(dtype)
     if bias is not None and (
-        not isinstance(bias, Tensor)
-        or tuple(bias.shape) != (layout.rows,)
-        or bias.dtype != values.dtype
-        or bias.device != values.device
+        not isinstance(bias, Tensor) or bias.shape != layout.shape[:1] or bias.dtype != dtype or bias.device != device
     ):
         got = f"{bias.dtype} {list(bias.shape)} on {bias.device}" if isinstance(bias, Tensor) else type(bias).__name__
-        raise ArgumentError(expected("bias", f"{values.dtype} [{layout.rows}] on {values.device}, or None", got))
+        raise ArgumentError(expected("bias", f"{dtype} [{layout.rows}] on {device}, or None", got))
     return x

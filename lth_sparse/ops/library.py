@@ -3,6 +3,10 @@ change here.
 
 Operators are opaque (torch never looks inside), private (called by ``ops/autograd.py`` alone) and non-differentiable:
 the gradient is one ``torch.autograd.Function`` outside, half as expensive a call as a registered autograd formula.
+
+A call through torch's dispatcher converts every argument of a Python implementation to C++ and back, some ten
+microseconds with an index of five tensors. :func:`define` therefore returns an :class:`Operator`, which calls a CPU
+implementation as the plain function it is whenever nobody watches the dispatcher.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
-__all__ = ["NAMESPACE", "REFERENCES", "define", "implement"]
+__all__ = ["NAMESPACE", "REFERENCES", "Operator", "define", "implement", "is_plain"]
 
 NAMESPACE = "lth_sparse"
 
@@ -23,8 +29,55 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 REFERENCES: dict[str, Callable[..., Any]] = {}
 
 
-def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define an operator and return its callable.
+#: Every operator by name.
+_OPERATORS: dict[str, Operator] = {}
+
+_PLAIN_TYPES = (Tensor, Parameter)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """True when ``tensor`` is an ordinary CPU tensor and nothing traces, transforms or profiles operators.
+
+    Then, and only then, an implementation may be called without the dispatcher: compilers, ``torch.export``,
+    ``torch.func``, dispatch modes, ``torch.jit.trace`` and the profiler must see the operator.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in _PLAIN_TYPES
+        and tensor.is_cpu
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_dead_tensor_wrapper(tensor)  # type: ignore[attr-defined]
+        and not torch._C._get_tracing_state()
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+class Operator:
+    """One operator: a callable for ``ops/autograd.py``.
+
+    Attributes:
+        overload: torch's own callable, for ``torch.library.opcheck`` and graphs.
+        cpu: the CPU implementation, None where there is none.
+    """
+
+    __slots__ = ("cpu", "overload")
+
+    def __init__(self, overload: Any) -> None:
+        self.overload = overload
+        self.cpu: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call through the dispatcher."""
+        return self.overload(*args)
+
+    def direct(self, *args: Any) -> Any:
+        """Call for a first argument that :func:`is_plain`: the same result, without the dispatcher."""
+        return self.overload(*args) if self.cpu is None else self.cpu(*args)
+
+
+def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
+    """Define an operator and return it.
 
     Args:
         schema: ``"name(Tensor x, ...) -> Tensor"`` in torch's schema language.
@@ -36,9 +89,12 @@ def define(schema: str, *, reference: Callable[..., Any], fake: Callable[..., An
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    _OPERATORS[name] = Operator(getattr(getattr(torch.ops, NAMESPACE), name).default)
+    return _OPERATORS[name]
 
 
 def implement(name: str, key: str, function: Callable[..., Any]) -> None:
     """Register ``function`` as the operator's implementation for one dispatch key, ``"CPU"`` or ``"CUDA"``."""
     _LIBRARY.impl(name, function, key)
+    if key == "CPU":
+        _OPERATORS[name].cpu = function

@@ -8,7 +8,7 @@ specification.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lth_sparse.formats import Dense
 from lth_sparse.ops import reference
-from lth_sparse.ops.library import define
+from lth_sparse.ops.library import Operator, define
+from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
 __all__ = ["OPS", "OpSet", "compress", "conv_output_size", "expand"]
 
@@ -28,10 +29,10 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 class OpSet:
     """The four operators of one layout kind."""
 
-    linear: Callable[..., Tensor]
-    linear_backward: Callable[..., Gradients]
-    conv2d: Callable[..., Tensor]
-    conv2d_backward: Callable[..., Gradients]
+    linear: Operator
+    linear_backward: Operator
+    conv2d: Operator
+    conv2d_backward: Operator
 
 
 def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -56,7 +57,7 @@ def _fake_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Ten
     rows, cols = shape
     torch._check(x.dim() == 2 and x.shape[1] == cols, lambda: f"x: expected [batch, {cols}], got {x.shape}")
     _check_common(x, values, bias, rows)
-    return x.new_empty(x.shape[0], rows)
+    return empty_activations(x, (x.shape[0], rows), is_feature_major(x))
 
 
 def _fake_linear_backward(
@@ -104,8 +105,9 @@ def _fake_conv2d_backward(
 
 
 def _fake_gradients(grad: Tensor, x: Tensor, values: Tensor, rows: int, wanted: list[bool]) -> Gradients:
-    sizes = (x.shape, values.shape, (rows,))
-    return filled(grad, [grad.new_empty(size) if want else None for size, want in zip(sizes, wanted, strict=True)])
+    dx = empty_activations(grad, x.shape, is_feature_major(x)) if wanted[0] else None
+    dvalues = grad.new_empty(values.shape) if wanted[1] else None
+    return filled(grad, (dx, dvalues, grad.new_empty(rows) if wanted[2] else None))
 
 
 def _define(kind: str) -> OpSet:
@@ -115,13 +117,14 @@ def _define(kind: str) -> OpSet:
     conv = "int[] stride, int[] padding, int[] dilation, int groups"
 
     def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
-        return reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values))
+        return kept_format(reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values)), x)
 
     def linear_backward(
         grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
     ) -> Gradients:
         layout = reference.layout_of(kind, shape, index, values)
-        return filled(grad, reference.linear_backward(grad, x, values, layout, wanted))
+        dx, dvalues, dbias = reference.linear_backward(grad, x, values, layout, wanted)
+        return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
 
     def conv2d(
         x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv_arguments: Any

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["empty_activations", "feature_major", "is_feature_major", "kept_format"]
+__all__ = ["batch_major", "empty_activations", "feature_major", "flattened", "is_feature_major", "kept_format"]
 
 
 def is_feature_major(x: Tensor) -> bool:
@@ -32,8 +32,25 @@ def is_feature_major(x: Tensor) -> bool:
 
 
 def feature_major(x: Tensor) -> Tensor:
-    """``x`` ``[N, *features]`` with feature-major strides: itself when it has them, else a copy. Differentiable."""
-    return x if is_feature_major(x) else x.movedim(0, -1).contiguous().movedim(-1, 0)
+    """``x`` ``[N, *features]`` with feature-major strides: itself when it has them, else a copy. Differentiable.
+
+    The copy goes through a matrix, which torch transposes block by block, several times faster than any other strides.
+    """
+    if is_feature_major(x) or x.numel() == 0 or x.dim() < 2:
+        return x
+    return x.reshape(x.shape[0], -1).t().contiguous().view(*x.shape[1:], x.shape[0]).movedim(-1, 0)
+
+
+def batch_major(x: Tensor) -> Tensor:
+    """``x`` contiguous: the way back from :func:`feature_major`."""
+    if not is_feature_major(x):
+        return x.contiguous()
+    return flattened(x).contiguous().view(x.shape)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """Feature-major ``[N, *features]`` as a feature-major matrix ``[N, prod(features)]``, without a copy."""
+    return x.movedim(0, -1).reshape(-1, x.shape[0]).t()
 
 
 def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool) -> Tensor:
@@ -46,4 +63,4 @@ def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool)
 
 def kept_format(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in the format that an operator given ``x`` owes: feature-major if ``x`` is, else contiguous."""
-    return feature_major(y) if is_feature_major(x) else y.contiguous()
+    return feature_major(y) if is_feature_major(x) else batch_major(y)

@@ -38,11 +38,11 @@ def conv_case(kind: str) -> tuple[Layout, Tensor, Tensor, Tensor]:
 def test_opcheck_linear(kind: str) -> None:
     layout, x, values, bias = linear_case(kind)
     index, shape = list(layout.index), list(layout.shape)
-    torch.library.opcheck(OPS[kind].linear, (x, values, bias, index, shape), test_utils=CHECKS)
-    torch.library.opcheck(OPS[kind].linear, (x, values, None, index, shape), test_utils=CHECKS)
+    torch.library.opcheck(OPS[kind].linear.overload, (x, values, bias, index, shape), test_utils=CHECKS)
+    torch.library.opcheck(OPS[kind].linear.overload, (x, values, None, index, shape), test_utils=CHECKS)
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn(3, 6), x, values, index, shape, wanted)
-        torch.library.opcheck(OPS[kind].linear_backward, arguments, test_utils=CHECKS)
+        torch.library.opcheck(OPS[kind].linear_backward.overload, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.usefixtures("seed")
@@ -52,10 +52,10 @@ def test_opcheck_conv2d(kind: str) -> None:
     tail = (list(layout.index), list(layout.shape))
     geometry = ([2, 1], [1, 0], [1, 1], 1)
     y = OPS[kind].conv2d(x, values, bias, *tail, *geometry)
-    torch.library.opcheck(OPS[kind].conv2d, (x, values, bias, *tail, *geometry), test_utils=CHECKS)
+    torch.library.opcheck(OPS[kind].conv2d.overload, (x, values, bias, *tail, *geometry), test_utils=CHECKS)
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn_like(y), x, values, *tail, *geometry, wanted)
-        torch.library.opcheck(OPS[kind].conv2d_backward, arguments, test_utils=CHECKS)
+        torch.library.opcheck(OPS[kind].conv2d_backward.overload, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -70,8 +70,8 @@ def test_expand_and_compress_are_exact_and_pass_opcheck(density: float, dtype: t
         with instruction_set(isa):
             assert torch.equal(schemas.expand(values, *index, mask.numel()), dense.flatten())
             assert torch.equal(schemas.compress(dense, *index, values.numel()), values)
-    torch.library.opcheck(schemas.expand, (values, *index, mask.numel()), test_utils=CHECKS)
-    torch.library.opcheck(schemas.compress, (dense, *index, values.numel()), test_utils=CHECKS)
+    torch.library.opcheck(schemas.expand.overload, (values, *index, mask.numel()), test_utils=CHECKS)
+    torch.library.opcheck(schemas.compress.overload, (dense, *index, values.numel()), test_utils=CHECKS)
 
 
 @contextlib.contextmanager

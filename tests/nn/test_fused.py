@@ -1,0 +1,140 @@
+"""Layers that compute the ReLU behind them: the same results, whatever is converted before or after."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lth_sparse as ls
+from lth_sparse.errors import ArgumentError, ArgumentTypeError
+from lth_sparse.formats import make_layout
+from lth_sparse.nn.fused import FusedReLU
+
+LAYOUTS = {"csr": {}, "bsr": {"block": (2, 2), "cover": "zeros"}, "dense": {}}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4 * 16, 9), nn.ReLU(inplace=True), nn.Linear(9, 5),
+    ).double()  # fmt: skip
+
+
+def sparse_network(layout: str = "csr") -> nn.Sequential:
+    model = network()
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
+    ls.sparsify_(model, masks, layout=layout, **LAYOUTS[layout])  # type: ignore[arg-type]
+    return model
+
+
+def run(model: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    found = [y.detach(), x.grad, *(p.grad for p in model.parameters())]
+    model.zero_grad()
+    return [tensor.clone() for tensor in found if tensor is not None]
+
+
+@pytest.fixture
+def x(seed: int) -> Tensor:
+    return torch.randn(7, 3, 6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_results_with_two_nodes_less(layout: str, x: Tensor) -> None:
+    plain = sparse_network(layout)
+    model = copy.deepcopy(plain)
+    assert ls.nn.fuse_relu_(model) == 2
+    assert ls.nn.fuse_relu_(model) == 2  # twice is once
+    assert type(model[4]) is nn.ReLU  # behind BatchNorm
+    for ours, right in zip(run(model, x), run(plain, x), strict=True):
+        assert torch.equal(ours, right)
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(x))
+    assert "activation=relu" in repr(model[0])
+    assert ls.nn.fuse_relu_(model, False) == 0
+    assert [type(m) for m in model] == [type(m) for m in plain]
+
+
+def test_no_conversion_loses_a_relu(x: Tensor) -> None:
+    model = sparse_network()
+    right = model(x)
+    ls.nn.fuse_relu_(model)
+    again = copy.deepcopy(model)
+    ls.sparsify_(again, ls.nn.masks_of(model), layout="dense")
+    torch.testing.assert_close(again(x), right)
+    ls.densify_(model)
+    assert isinstance(model[1], FusedReLU)
+    torch.testing.assert_close(model(x), right)
+    model[0] = nn.Identity()
+    assert torch.equal(model[1](x), torch.relu(x))
+
+
+def test_layers_with_hooks_or_in_two_places_are_left_alone(x: Tensor) -> None:
+    model = sparse_network()
+    model[0].register_forward_hook(lambda module, args, y: None)
+    model[7].register_forward_pre_hook(lambda module, args: None)
+    assert ls.nn.fuse_relu_(model) == 0
+    shared = sparse_network()
+    both = nn.ModuleList([shared, nn.Sequential(shared[6])])
+    assert ls.nn.fuse_relu_(both) == 1
+
+
+# Dynamo itself instantiates autograd.Function while tracing one
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_keeps_its_relus(x: Tensor) -> None:
+    model = sparse_network()
+    right = model(x)
+    ls.nn.fuse_relu_(model)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), right)
+    torch._dynamo.reset()
+
+
+def test_together_with_feature_major_activations(x: Tensor) -> None:
+    plain = sparse_network()
+    model = copy.deepcopy(plain)
+    ls.nn.fuse_relu_(model)
+    ls.nn.feature_major_(model)
+    for ours, right in zip(run(model, x), run(plain, x), strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_functional_activation_and_its_gradients(layout: str) -> None:
+    index = make_layout(layout, torch.rand(6, 5) < 0.6, **LAYOUTS[layout])  # type: ignore[arg-type]
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    values = index.gather(torch.randn(6, 5, dtype=torch.float64)).requires_grad_()
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return ls.functional.linear(x, values, index, bias, activation="relu")
+
+    weight = index.scatter(values.detach())
+    torch.testing.assert_close(call(x, values, bias), torch.relu(F.linear(x, weight, bias)))
+    assert torch.autograd.gradcheck(call, (x, values, bias))
+    assert torch.autograd.gradgradcheck(call, (x, values, bias))
+
+
+def test_nan_passes_as_through_torch_relu(x: Tensor) -> None:
+    plain = sparse_network().eval()
+    model = copy.deepcopy(plain)
+    ls.nn.fuse_relu_(model)
+    x[0, 0, 0, 0] = float("nan")
+    torch.testing.assert_close(model(x), plain(x), equal_nan=True)
+    assert model(x)[0].isnan().any()
+
+
+def test_bad_arguments_are_named(x: Tensor) -> None:
+    layer = sparse_network()[6]
+    with pytest.raises(ArgumentError, match="activation: expected 'relu' or None, got 'gelu'"):
+        ls.functional.linear(x.flatten(1)[:, :64], layer.values, layer.layout, activation="gelu")
+    with pytest.raises(ArgumentTypeError, match=r"model: expected a torch\.nn\.Module, got int"):
+        ls.nn.fuse_relu_(3)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="enabled: expected True or False, got 1"):
+        ls.nn.fuse_relu_(nn.ReLU(), 1)  # type: ignore[arg-type]
