@@ -184,7 +184,7 @@ def _halves(grid: Grid, gains: int) -> tuple[Grid, Grid]:
 
 
 class Bar:
-    """A bar with the time left while layers are timed; nothing where no terminal is, for it takes seconds.
+    """A bar with the time left while layers are timed; nothing where no terminal is.
 
     It is drawn by whoever calls `update`: a thread of its own would disturb what is being timed.
     """

@@ -21,7 +21,7 @@ from lth_sparse.ops.measure import PASSES, Timing
 
 
 class Machine:
-    """A machine on which a layer costs `fixed + density` for csr, `0.5 density` for bsr, and 1 dense; counts its work."""
+    """A machine on which a layer costs `fixed + density` in csr, half its density in bsr, and 1 dense."""
 
     def __init__(self) -> None:
         self.measured: list[str] = []
@@ -88,10 +88,8 @@ def test_the_whole_network_counts_what_no_sparsity_shortens(net: nn.Module, imag
 
 
 def test_autograds_own_cost_counts_once_for_a_network() -> None:
-    timings = {0.1: Timing(1.0, 2.0)}
-    layer = LayerPlan(
-        "a", "Linear", (2, 2), 4, 2, Timing(1, 5.0), None, {"csr": timings}, {"csr": {0.1: Timing(1, 5.0)}}, 1.0
-    )
+    sparse, rivals = {"csr": {0.1: Timing(1.0, 2.0)}}, {"csr": {0.1: Timing(1.0, 5.0)}}
+    layer = LayerPlan("a", "Linear", (2, 2), 4, 2, Timing(1.0, 5.0), None, sparse, rivals, overhead=1.0)
     assert layer.step == 8.0  # two calls
     assert layer.speedup(0.1, "csr") == 4.0
 
