@@ -295,9 +295,10 @@ def _network(
         found = cache.get(key, _read_seconds)
         if found is None:
             leaf, one = torch.zeros(1, device=place, requires_grad=True), torch.ones(1, device=place)
-            # One after the other: beside a large network this call would find the caches cold each time.
+            # One after the other: a large network would disturb the caches more than the layers are when timed.
             nothing = {"nothing": lambda: torch.autograd.grad(leaf.view(1), leaf, one)}
-            times = interleave({"step": step}, place, budget=5 * BUDGET, least=5) | interleave(nothing, place)
+            times = interleave({"step": step}, place, budget=5 * BUDGET, least=5, spaced=False)
+            times |= interleave(nothing, place)
             found = statistics.median(times["step"]), statistics.median(times["nothing"])
             cache.put({key: list(found)})
     return found, calls
