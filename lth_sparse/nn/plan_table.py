@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lth_sparse.nn.report import ratio, table
 from lth_sparse.ops.measure import PASSES, Timing
 
-__all__ = ["BOTTOM", "TOP", "LayerPlan", "PlanTable", "crossing"]
+__all__ = ["BOTTOM", "TOP", "LayerPlan", "PlanTable", "crossing", "rising"]
 
 #: Break-even densities are looked for from here to here.
 BOTTOM, TOP = 0.01, 0.95
@@ -19,13 +20,26 @@ HEADER = ("layer", "shape", "weights", "share of step")
 NAMES = {"forward": "forward", "backward_input": "d input", "backward_weight": "d weight", "training": "step"}
 
 
+def rising(ratios: Mapping[float, float]) -> dict[float, float]:
+    """The ratios by density, made non-decreasing with least squared change: more weights never make a layer faster, so
+    what says so is noise (pool adjacent violators)."""
+    pools: list[list[float]] = []
+    for density in sorted(ratios):
+        pools.append([ratios[density]])
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    levels = [statistics.fmean(pool) for pool in pools for _ in pool]
+    return dict(zip(sorted(ratios), levels, strict=True))
+
+
 def crossing(ratios: Mapping[float, float]) -> float | None:
     """The density up to which a sparse layer wins, from ``{density: its time / dense time}``.
 
     Linear between the densities, since the time of a sparse layer is nearly linear in its weights. 1.0 when the highest
     density given still wins, None when the lowest one loses.
     """
-    densities = sorted(ratios)
+    ratios = rising(ratios)
+    densities = list(ratios)
     if not densities or ratios[densities[0]] > 1.0:
         return None
     for low, high in itertools.pairwise(densities):

@@ -22,7 +22,7 @@ from lth_sparse.formats.bsr import check_block
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.layers import DENSE_CLASSES
 from lth_sparse.nn.masks import check_model
-from lth_sparse.nn.plan_table import BOTTOM, TOP, LayerPlan, PlanTable, crossing
+from lth_sparse.nn.plan_table import BOTTOM, TOP, LayerPlan, PlanTable, crossing, rising
 from lth_sparse.nn.reparam import dense_type, dense_weight, refusal
 from lth_sparse.nn.sample import call_model, conv_options, layer_inputs
 from lth_sparse.ops import cost
@@ -204,7 +204,8 @@ def next_density(ratios: Mapping[float, float], close: float) -> float | None:
 
     Regula falsi, kept away from what is known already: a secant alone creeps towards a noisy point.
     """
-    densities = sorted(ratios)
+    ratios = rising(ratios)
+    densities = list(ratios)
     if not densities:
         return None
     low, high = densities[0], densities[-1]

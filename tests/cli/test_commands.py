@@ -17,7 +17,9 @@ from lth_sparse.errors import RunError
 Run = Callable[..., Any]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["find", "--help"], ["convert", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["find", "--help"], ["convert", "--help"], ["doctor", "--help"], ["plan", "--help"]]
+)
 def test_help_succeeds(run: Run, words: list[str]) -> None:
     outcome = run(*words)
     assert outcome.code == 0
