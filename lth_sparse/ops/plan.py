@@ -45,9 +45,9 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 #: layout needs more of them.
 SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.85
 
-#: Without a measurement BSR is preferred to CSR for blocks of at least so many weights, if it stores at most so many
-#: values for each of CSR's.
-LEAST_BLOCK, MOST_PADDING = 4, 1.25
+#: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
+#: kernels load), if it stores at most so many values for each of CSR's.
+LEAST_ROWS, MOST_PADDING = 4, 1.25
 
 #: A sparse layout must be faster than the dense one by this share of its time: a tie goes to the dense layout, which
 #: has no worst case. Measured, and predicted, where the error of the model is added.
@@ -151,7 +151,7 @@ def _by_density(weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int,
     sparse = [kind for kind in layouts if kind != "dense" and _stored(layouts[kind]) <= most]
     if "bsr" in sparse and "csr" in sparse and block is not None:
         padded = _stored(layouts["bsr"]) > MOST_PADDING * _stored(layouts["csr"])
-        sparse.remove("bsr" if padded or math.prod(block) < LEAST_BLOCK else "csr")
+        sparse.remove("bsr" if padded or block[0] < LEAST_ROWS else "csr")
     kind = sparse[0] if sparse else "dense"
     return Choice(kind, block if kind == "bsr" else None, None, None, "by density, not measured")
 

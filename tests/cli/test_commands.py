@@ -21,7 +21,7 @@ Run = Callable[..., Any]
     "words", [["--help"], ["find", "--help"], ["convert", "--help"], ["doctor", "--help"], ["plan", "--help"]]
 )
 def test_help_succeeds(run: Run, words: list[str]) -> None:
-    outcome = run(*words)
+    outcome = run(*words, "--help")
     assert outcome.code == 0
     assert "Usage: lth-sparse" in outcome.out
     assert outcome.err == ""

@@ -104,7 +104,8 @@ def test_where_no_kernel_exists_the_layer_stays_dense() -> None:
     ("mask", "block", "kind"),
     [
         (blocks((64, 64), (8, 8), 0.25), (8, 8), "bsr"),
-        (blocks((64, 64), (8, 8), 0.25), (1, 2), "csr"),  # blocks too small to gain
+        (blocks((64, 64), (4, 1), 0.25), (4, 1), "bsr"),
+        (blocks((64, 64), (8, 8), 0.25), (2, 8), "csr"),  # too few rows to gain
         (blocks((64, 64), (1, 1), 0.25), (8, 8), "csr"),  # nearly all of each block is padding
         (blocks((256, 256), (8, 8), 0.75), (8, 8), "dense"),
     ],
