@@ -1,4 +1,4 @@
-"""Builds the C++ extension and maps ``kernels/`` into the package; everything else is in pyproject.toml.
+"""Builds the C++ extension and maps ``kernels/`` and ``benchmarks/`` into the package; the rest is in pyproject.toml.
 
 ``csrc/*.cpp`` becomes ``lth_sparse._C``. It links the C++ and OpenMP run-times and nothing else, in particular no
 libtorch, and is compiled without ``-march``: each instruction set has its own region inside the sources and is chosen
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
@@ -24,13 +25,15 @@ HEADERS = [
     "setup.py",
     *(path for end in ("h", "hpp", "def", "inc") for path in sorted(glob(f"csrc/**/*.{end}", recursive=True))),
 ]
+# Folders of the checkout that are imported as lth_sparse.<folder>.
+MAPPED = ("kernels", "benchmarks")
 
 
 def packages() -> list[str]:
-    """The packages of ``lth_sparse/``, and those of ``kernels/`` under the name ``lth_sparse.kernels``."""
+    """The packages of ``lth_sparse/``, and those of ``kernels/`` and ``benchmarks/`` under ``lth_sparse.<folder>``."""
     below = find_packages(include=["lth_sparse", "lth_sparse.*"])
-    kernels = [f"lth_sparse.{name}" for name in find_packages(include=["kernels", "kernels.*"])]
-    return below + kernels
+    mapped = [pattern for folder in MAPPED for pattern in (folder, f"{folder}.*")]
+    return below + [f"lth_sparse.{name}" for name in find_packages(include=mapped)]
 
 
 def flags() -> tuple[list[str], list[str]]:
@@ -62,6 +65,14 @@ class BuildExtension(build_ext):
         super().build_extensions()
 
 
+class BuildPython(build_py):
+    """build_py without the pytest files that lie in ``benchmarks/``: they are for a checkout."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [one for one in found if one[1] != "conftest" and not one[1].startswith("test_")]
+
+
 if not SOURCES:
     raise SystemExit("lth_sparse: csrc/*.cpp is missing: build from a complete checkout or sdist, in its root folder.")
 
@@ -71,7 +82,7 @@ compile_flags, link_flags = flags()
 ParallelCompile("LTH_SPARSE_BUILD_JOBS", default=os.cpu_count() or 1, needs_recompile=stale).install()
 setup(
     packages=packages(),
-    package_dir={"lth_sparse": "lth_sparse", "lth_sparse.kernels": "kernels"},
+    package_dir={"lth_sparse": "lth_sparse", **{f"lth_sparse.{folder}": folder for folder in MAPPED}},
     package_data={
         "lth_sparse": ["py.typed", "*.pyi"],
         "lth_sparse.kernels": ["tables/*.json"],
@@ -88,5 +99,5 @@ setup(
             extra_link_args=link_flags,
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
 )

@@ -1,4 +1,4 @@
-"""Options of `pytest benchmarks`, and the table at its end."""
+"""Options of `pytest benchmarks`, and the tables at its end."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ from pathlib import Path
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from benchmarks.cases import CASES
-from benchmarks.providers import PROVIDERS
-from benchmarks.results import Results, machine
+from lth_sparse.errors import ArgumentError
+from lth_sparse.report.tables import plain_text
 
-RESULTS = pytest.StashKey[Results]()
+from .cases import DENSITIES, select
+from .machine import about
+from .measure import COLUMNS, Run, Settings, write_csv
+from .options import floats, integers, words
+from .providers import LAYOUTS, PEERS
+from .tables import layer_grid, network_grid, peer_grid, rates_line
+
+RUN = pytest.StashKey[Run]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lth_sparse benchmarks")
-    group.addoption("--cases", default="headline", help="headline (the default), all, or names with commas in between")
-    group.addoption("--densities", help="shares of weights kept, with commas in between; by default those of the case")
-    group.addoption("--seconds", type=float, default=0.5, help="time given to each candidate of a comparison")
+    group.addoption("--cases", default="headline", help="names, globs and tags (headline, vgg19, all ...) with commas")
+    group.addoption("--densities", help=f"shares of weights kept; by default {', '.join(map(str, DENSITIES))}")
+    group.addoption("--threads", default="1", help="numbers of threads with commas in between")
+    group.addoption("--modes", default="forward,step", help="some of forward, forward+dx, step")
+    group.addoption("--layouts", default=",".join(LAYOUTS), help=f"some of {', '.join(LAYOUTS)}")
+    group.addoption("--peers", default=",".join(PEERS), help=f"none, or some of {', '.join(PEERS)}")
+    group.addoption("--seconds", type=float, default=0.2, help="time given to each candidate of a comparison")
     group.addoption("--csv", type=Path, help="append every measurement to this file, with machine and versions")
 
 
@@ -27,71 +37,57 @@ def pytest_configure(config: pytest.Config) -> None:
     # One wide table for each comparison would bury the one at the end; -v or --benchmark-verbose shows them.
     if config.getoption("verbose") <= 0:
         config.option.benchmark_quiet = True
-    config.stash[RESULTS] = Results(config.getoption("--seconds"))
-
-
-def chosen_cases(text: str) -> list[str]:
-    """The names meant by --cases."""
-    if text == "all":
-        return list(CASES)
-    if text == "headline":
-        return [name for name, case in CASES.items() if case.headline]
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in CASES]:
-        raise pytest.UsageError(
-            f"--cases: expected headline, all or some of {', '.join(CASES)}, got {', '.join(unknown)}"
-        )
-    return names
-
-
-def chosen_densities(text: str) -> tuple[float, ...]:
-    """The numbers meant by --densities."""
+    option = config.getoption
     try:
-        densities = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        densities = (-1.0,)
-    if not all(0 < density <= 1 for density in densities):
-        raise pytest.UsageError(f"--densities: expected numbers above 0 and up to 1 with commas in between, got {text}")
-    return densities
+        settings = Settings(
+            select(option("--cases")),
+            floats("densities", option("--densities")) if option("--densities") else DENSITIES,
+            integers("threads", option("--threads")),
+            words(option("--modes")),
+            words(option("--layouts")),
+            words(option("--peers")),
+            option("--seconds"),
+        )
+    except ArgumentError as error:
+        raise pytest.UsageError(f"--{error}") from error
+    config.stash[RUN] = Run(settings)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each case, density, mode and provider; all providers of a comparison follow each other."""
-    if "provider" not in metafunc.fixturenames:
+    """One test for each comparison and candidate; all candidates of a comparison follow each other."""
+    if "comparison" not in metafunc.fixturenames:
         return
-    given = metafunc.config.getoption("--densities")
     rows = [
-        pytest.param(CASES[name], density, mode, provider, id=f"{name}-{density:g}-{mode}-{provider}")
-        for name in chosen_cases(metafunc.config.getoption("--cases"))
-        for density in (chosen_densities(given) if given else CASES[name].densities)
-        for mode in ("forward", "step")
-        for provider in PROVIDERS[CASES[name].op]
+        pytest.param(comparison, key, id=f"{comparison}-{key[0]}-{key[1]:g}")
+        for comparison in metafunc.config.stash[RUN].settings.comparisons()
+        for key in comparison.candidates()
     ]
-    metafunc.parametrize(("case", "density", "mode", "provider"), rows)
+    metafunc.parametrize(("comparison", "key"), rows)
 
 
 @pytest.fixture
-def results(request: pytest.FixtureRequest) -> Results:
+def results(request: pytest.FixtureRequest) -> Run:
     """Where measurements of this session are collected."""
-    return request.config.stash[RESULTS]
+    return request.config.stash[RUN]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
-    results = config.stash[RESULTS]
-    if not results.measurements:
+    run = config.stash[RUN]
+    if not run.measurements:
         return
-    about = machine()
+    machine = about()
     terminalreporter.section("lth_sparse against dense torch")
     terminalreporter.line(
-        f"{about['processor']}, {about['threads']} threads, {about['backend']}, torch {about['torch']}, float32; "
-        "medians; forward: no gradients; step: forward and gradients of input, weight and bias;"
+        f"{machine['processor']}, {machine['isa']}, torch {machine['torch']}, float32; {rates_line(run)}; medians; "
+        "f: forward without gradients; step: forward and gradients of input, weight and bias; "
+        "ratio: the better of dense contiguous and channels_last over ours, within a round"
     )
-    terminalreporter.line(
-        "dense: the better of contiguous and channels_last; dense / ours: median and quantiles over interleaved rounds"
-    )
-    for line in results.table():
-        terminalreporter.line(line)
+    for sentence in run.settings.skipped():
+        terminalreporter.line(sentence)
+    for grid in (layer_grid(run), peer_grid(run), network_grid(run)):
+        for line in plain_text(grid).splitlines() if grid else ():
+            terminalreporter.line(line)
     if path := config.getoption("--csv"):
-        results.write_csv(path)
+        write_csv(path, run.rows(), COLUMNS)
         terminalreporter.line(f"written to {path}")

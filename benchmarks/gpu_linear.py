@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.timing import quantile
-from lth_sparse import __version__
+from lth_sparse._version import __version__
 from lth_sparse.formats import BSR
 from lth_sparse.ops import backend_of, functional
 from lth_sparse.ops.schemas import OPS
+
+from .timing import quantile
 
 BLOCKS = (64, 32, 128, 16)
 DENSITIES = (0.1, 0.2, 0.05, 0.5)
@@ -85,7 +87,7 @@ class Rates:
 
 
 @triton.jit
-def read_kernel(source, sums, size, rounds, BLOCK: tl.constexpr):
+def read_kernel(source, sums, size, rounds, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Every program reads ``rounds`` blocks of ``source``, all programs together in order, around and around."""
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
     i = tl.arange(0, BLOCK)
@@ -144,7 +146,7 @@ class Layer:
     """One case: dense and sparse leaves of one weight, and the calls to time."""
 
     def __init__(self, shape: Shape, block: int, density: float):
-        half = {"device": DEVICE, "dtype": torch.bfloat16}
+        half: Any = {"device": DEVICE, "dtype": torch.bfloat16}
         rows, cols = -(-shape.n // block), -(-shape.k // block)
         kept = torch.zeros(rows * cols, dtype=torch.bool)
         kept[torch.randperm(rows * cols)[: max(1, round(density * rows * cols))]] = True

@@ -1,38 +1,32 @@
-"""Layers against dense torch: `pytest benchmarks` prints time and ratio for each case, mode and density.
+"""Layers against dense torch: `pytest benchmarks` prints time and ratio for each case, layout and density.
 
-Nothing is asserted on time: a machine that is busy must not fail a build. `benchmarks/conftest.py` prints the table.
+Nothing is asserted on time: a machine that is busy must not fail a build. `benchmarks/conftest.py` prints the tables.
 """
 
 from __future__ import annotations
 
-import functools
-
 import pytest
-import torch
 
-from benchmarks.cases import Case
-from benchmarks.providers import PROVIDERS
-from benchmarks.results import Measurement, Results
-from benchmarks.timing import Replay, Samples, interleave
+from .measure import Comparison, Key, Measurement, Run
+from .timing import Replay
 
 REPLAY = Replay()
+MEASURED: dict[Comparison, dict[Key, Measurement]] = {}
 
 
-@functools.lru_cache(maxsize=1)
-def measured(case: Case, mode: str, density: float, seconds: float) -> Samples:
-    """All providers of a case in one interleaved run; the first of its tests pays for it, the others read theirs."""
-    torch.manual_seed(0)
-    mask = case.mask(density)
-    candidates = {name: make(case, mask)[mode] for name, make in PROVIDERS[case.op].items()}
-    return interleave(candidates, seconds)
+def measured(comparison: Comparison, run: Run) -> dict[Key, Measurement]:
+    """All candidates of a comparison in one interleaved run; the first of its tests pays for it, the others read it."""
+    if comparison not in MEASURED:
+        MEASURED.clear()
+        found = comparison.measure()
+        run.add(found)
+        MEASURED[comparison] = {(one.provider.name, one.density): one for one in found}
+    return MEASURED[comparison]
 
 
 @pytest.mark.benchmark(timer=REPLAY.clock)
-def test_layer(
-    case: Case, density: float, mode: str, provider: str, results: Results, request: pytest.FixtureRequest
-) -> None:
-    samples = measured(case, mode, density, results.seconds)[provider]
-    results.add(Measurement(case, mode, density, provider, samples))
+def test_layer(comparison: Comparison, key: Key, results: Run, request: pytest.FixtureRequest) -> None:
+    samples = measured(comparison, results)[key].samples
     benchmark = request.getfixturevalue("benchmark")
-    benchmark.group = f"{case} {mode}, density {density:g}"
+    benchmark.group = f"{comparison.case} {comparison.mode}, {comparison.threads} threads"
     benchmark.pedantic(REPLAY.advance, rounds=REPLAY.load(samples))

@@ -10,31 +10,37 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
-WARM_UP_ROUNDS = 3
-LEAST_ROUNDS = 11
+WARM_UP_ROUNDS = 2
+LEAST_ROUNDS = 7
 MOST_ROUNDS = 2000
 
-Samples = dict[str, list[float]]
+Key = TypeVar("Key", bound=Hashable)
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], seconds: float) -> Samples:
+def interleave(
+    candidates: Mapping[Key, Callable[[], object]],
+    seconds: float,
+    least_rounds: int = LEAST_ROUNDS,
+    warm_up_rounds: int = WARM_UP_ROUNDS,
+) -> dict[Key, list[float]]:
     """Seconds of each call, a list per candidate of one length; sample i of all candidates is from round i.
 
-    Runs until `seconds` for each candidate have passed, but 11 rounds at least.
+    Runs until `seconds` for each candidate have passed, but `least_rounds` at least.
     """
     order, shuffle = list(candidates), random.Random(0).shuffle
-    for _ in range(WARM_UP_ROUNDS):
+    for _ in range(warm_up_rounds):
         for name in order:
             candidates[name]()
-    samples: Samples = {name: [] for name in candidates}
+    samples: dict[Key, list[float]] = {name: [] for name in candidates}
     collecting = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + seconds * len(order)
         for done in range(MOST_ROUNDS):
-            if done >= LEAST_ROUNDS and time.perf_counter() > end:
+            if done >= least_rounds and time.perf_counter() > end:
                 break
             shuffle(order)
             for name in order:

@@ -15,6 +15,7 @@
 #include "expand.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "peak.h"
 #include "scratch.h"
 
 namespace py = pybind11;
@@ -193,6 +194,14 @@ int64_t set_thread_grain(int64_t multiply_adds) {
   return lth::thread_grain().exchange(multiply_adds);
 }
 
+double fma_peak(double seconds, int threads) {
+  if (!(seconds > 0)) {
+    throw std::invalid_argument("seconds: expected a positive number, got " + std::to_string(seconds));
+  }
+  at_least("threads", threads, 1);
+  return lth::fma_peak(seconds, threads);
+}
+
 std::vector<std::string> names_of(const std::vector<lth::Isa>& isas) {
   std::vector<std::string> names;
   for (lth::Isa isa : isas) names.push_back(lth::name_of(isa));
@@ -236,5 +245,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("microkernels", &lth::microkernels);
   m.def("build_info", &build_info);
   m.def("trim", &lth::trim);
+  m.def("fma_peak", &fma_peak, no_gil, py::arg("seconds"), py::arg("threads"));
   m.def("set_thread_grain", &set_thread_grain, py::arg("multiply_adds"));
 }

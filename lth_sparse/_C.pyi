@@ -180,3 +180,10 @@ def trim() -> int:
 
 def set_thread_grain(multiply_adds: int) -> int:
     """Multiply-adds of work that are worth waking a thread for; returns the number before. Tests set it to 1."""
+
+def fma_peak(seconds: float, threads: int) -> float:
+    """Multiply-adds on registers alone, in float32 with the instruction set in use: FLOP/s, two for each multiply-add.
+
+    Runs for about ``seconds``; per thread the best window of about a millisecond counts, and threads are added up, so
+    that more of them than processors give a number too large.
+    """

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("nn",),
     ("engine",),
     ("paper", "integrations", "report"),
+    ("benchmarks",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -34,8 +35,9 @@ HEAVY = ("matplotlib", "jinja2", "rich", "typer", "sklearn", "scipy")
 
 
 def sources() -> list[Path]:
-    """Every Python file of the package, and those of kernels/, which the build maps into it."""
-    return sorted(path for tree in (PACKAGE, ROOT / "kernels") for path in tree.rglob("*.py"))
+    """Every Python file of the package, and those of kernels/ and benchmarks/, which the build maps into it."""
+    trees = (PACKAGE, ROOT / "kernels", ROOT / "benchmarks")
+    return sorted(path for tree in trees for path in tree.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:

@@ -6,6 +6,7 @@ compiler runs once. Nothing is written into the checkout.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -139,8 +140,14 @@ def test_sdist_holds_nothing_built(sdist: Path) -> None:
 def test_wheel_holds_the_package_the_extension_and_the_kernels(wheel: Path, checkout: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(checkout)) for path in (checkout / "lth_sparse").rglob("*") if path.is_file()}
-    kernels = {f"lth_sparse/{path.relative_to(checkout)}" for path in (checkout / "kernels").rglob("*.py")}
-    assert (package | kernels) - held == set()
+    mapped = {
+        f"lth_sparse/{path.relative_to(checkout)}"
+        for folder in ("kernels", "benchmarks")
+        for path in (checkout / folder).rglob("*.py")
+        if path.name != "conftest.py" and not path.name.startswith("test_")
+    }
+    assert (package | mapped) - held == set()
+    assert not [name for name in held if "/conftest.py" in name or "/test_" in name]
     assert "lth_sparse/py.typed" in held
     assert [name for name in held if name.startswith("lth_sparse/_C.") and name.endswith((".so", ".pyd"))]
 
@@ -160,7 +167,7 @@ def test_wheel_names_its_license(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_installed_wheel_imports_from_its_own_files(installed: Path, tmp_path: Path) -> None:
-    modules = ("lth_sparse", "lth_sparse._C", "lth_sparse.kernels")
+    modules = ("lth_sparse", "lth_sparse._C", "lth_sparse.kernels", "lth_sparse.benchmarks.cases")
     code = "import importlib\n" + "\n".join(f"print(importlib.import_module({name!r}).__file__)" for name in modules)
     for file in checked([installed, "-c", code], cwd=tmp_path).split():
         assert Path(file).is_relative_to(installed.parent.parent)
@@ -205,10 +212,10 @@ def test_version_has_one_source() -> None:
     assert metadata.version("lth_sparse") == lth_sparse.__version__
 
 
-def test_kernels_of_the_checkout_are_the_package_lth_sparse_kernels() -> None:
-    import lth_sparse.kernels
-
-    assert Path(lth_sparse.kernels.__file__).parent.name == "kernels"
+@pytest.mark.parametrize("folder", ["kernels", "benchmarks"])
+def test_a_folder_of_the_checkout_is_a_package_below_lth_sparse(folder: str) -> None:
+    module = importlib.import_module(f"lth_sparse.{folder}")
+    assert Path(str(module.__file__)).parent.name == folder
 
 
 def pins() -> dict[str, str]:

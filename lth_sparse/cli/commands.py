@@ -1,6 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
 Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
+`bench` has a file of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lth_sparse.cli.bench import bench
 from lth_sparse.errors import LTHSparseError
 
 __all__ = ["app", "main"]
@@ -178,6 +180,9 @@ def convert(
     from lth_sparse.cli.convert import run
 
     return run(ticket, output, to=to, weights=weights)
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -37,7 +37,7 @@ except (
 ):  # not POSIX: two processes that write at the same instant may lose entries, which are measured again
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlanCache", "cache_directory", "cache_enabled", "cpu_name", "environment", "usage"]
+__all__ = ["PlanCache", "cache_directory", "cache_enabled", "cpu_generation", "cpu_name", "environment", "usage"]
 
 Value = TypeVar("Value")
 
@@ -76,12 +76,25 @@ def usage() -> tuple[int, int]:
 
 def cpu_name() -> str:
     """Model name of the processor, or its architecture where the system does not say."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_generation() -> str:
+    """ "family 25, model 17" and the like, since virtual machines often hide the rest of the name; "" if unknown."""
+    info = _cpuinfo()
+    return f"family {info['cpu family']}, model {info['model']}" if {"cpu family", "model"} <= set(info) else ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The lines of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
+    return found
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -90,6 +103,7 @@ def environment(device: torch.device) -> dict[str, str]:
     built = Path(_C.__file__).stat() if getattr(_C, "__file__", None) else None
     found = {
         "processor": cpu_name(),
+        "generation": cpu_generation(),
         "isa": _C.isa(),
         "threads": str(torch.get_num_threads()),
         "lth_sparse": __version__,

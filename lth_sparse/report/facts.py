@@ -6,9 +6,9 @@ import importlib.metadata
 import os
 import platform
 
-from lth_sparse.ops.plan_cache import cpu_name
+from lth_sparse.ops.plan_cache import cpu_generation, cpu_name
 
-__all__ = ["PACKAGES", "cpu_name", "environment", "kernels", "machine", "versions"]
+__all__ = ["PACKAGES", "cpu_generation", "cpu_name", "environment", "kernels", "machine", "versions"]
 
 PACKAGES = ("torch", "numpy", "safetensors", "rich", "typer", "jinja2", "matplotlib", "scikit-learn", "triton")
 
@@ -26,12 +26,12 @@ VARIABLES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, "not installed" where absent, lth_sparse and Python first."""
+def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Package -> version, of `more` too, "not installed" where absent, lth_sparse and Python first."""
     from lth_sparse._version import __version__
 
     found = {"lth_sparse": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
