@@ -22,7 +22,7 @@ from lth_sparse import nn
 from lth_sparse._version import __version__
 from lth_sparse.engine import Ticket, find_ticket, levels
 from lth_sparse.formats import Mask
-from lth_sparse.nn import dense_state_dict, densify_, sparsify_
+from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
 from lth_sparse.ops import functional
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "functional",
     "levels",
     "nn",
+    "plan",
     "sparsify_",
 ]
 

@@ -34,6 +34,12 @@ def seed() -> Iterator[int]:
     torch.set_rng_state(states[2])
 
 
+@pytest.fixture(autouse=True)
+def no_plan_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor write what the planner remembers on this machine; those of the cache turn it on."""
+    monkeypatch.setenv("LTH_SPARSE_CACHE", "0")
+
+
 def poison(tensor: torch.Tensor) -> torch.Tensor:
     """Fill with NaN (floats), the largest value (integers) or True: whatever is not overwritten then shows up."""
     if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):

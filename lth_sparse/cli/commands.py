@@ -1,6 +1,6 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
-Nothing is computed here: a command gathers its options and calls `find`, `convert` or `doctor`, imported only then.
+Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
 `bench` has a file of its own.
 """
 
@@ -183,6 +183,46 @@ def convert(
 
 
 app.command()(bench)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(help="A network of the paper (lenet, conv2, ...), or package.module:function that builds one."),
+    ],
+    shape: Annotated[
+        str | None,
+        typer.Option("--input", help="Shape of an input, batch first, such as 60x784.", show_default="the paper's"),
+    ] = None,
+    density: Annotated[
+        str | None, typer.Option(help="Shares of the weights kept.", show_default=".5,.2,.1,.05")
+    ] = None,
+    block: Annotated[
+        str | None, typer.Option(help="Plan for BSR too, in such blocks: rows x columns.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels.", show_default="torch's")
+    ] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Ask the cost model instead of timing this network's layers.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write all figures to this file.", show_default=False)
+    ] = None,
+) -> int:
+    """Show what pruning a network would gain here: break-even densities of every layer and pass, and speed-ups."""
+    from lth_sparse.cli.plan import run
+
+    return run(
+        model,
+        shape=shape,
+        density=density,
+        block=block,
+        threads=threads,
+        predict=predict,
+        json_file=json_file,
+    )
 
 
 @app.command()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lth_sparse.errors import LTHSparseError
 from lth_sparse.formats import CSR
-from lth_sparse.ops import backend_of, functional
+from lth_sparse.ops import backend_of, functional, plan_cache
 from lth_sparse.report import facts
 
 __all__ = ["Check", "check_linear", "run"]
@@ -103,7 +103,7 @@ def check_linear(seconds: float = SECONDS, features: int = FEATURES, batch: int 
 
 
 def caches() -> dict[str, str]:
-    """Directories that fill up on disk while torch compiles, and whether they exist; lth_sparse itself keeps none."""
+    """What fills up on disk: the planner's timings, and what torch and Triton compile; whether it exists, how large."""
     home = Path(os.environ.get("TRITON_HOME", Path.home()))
     try:
         user = getpass.getuser()
@@ -113,7 +113,17 @@ def caches() -> dict[str, str]:
         "torch.compile": os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{user}"),
         "triton": os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache")),
     }
-    return {name: place + ("" if Path(place).is_dir() else " (not there yet)") for name, place in places.items()}
+    found = {name: place + ("" if Path(place).is_dir() else " (not there yet)") for name, place in places.items()}
+    return {"planner": _planner_cache(), **found}
+
+
+def _planner_cache() -> str:
+    """Where the planner remembers timings, and how many bytes they take."""
+    if not plan_cache.cache_enabled():
+        return "off (LTH_SPARSE_CACHE is set)"
+    files, size = plan_cache.usage()
+    held = f"{files} file(s), {size / 1024:.1f} KiB" if files else "not there yet"
+    return f"{plan_cache.cache_directory()} ({held})"
 
 
 def _step(

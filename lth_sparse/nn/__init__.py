@@ -12,10 +12,14 @@ from lth_sparse.nn.feature_major import feature_major_
 from lth_sparse.nn.fused import fuse_relu_
 from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
 from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
+from lth_sparse.nn.plan_table import LayerPlan, PlanTable
+from lth_sparse.nn.planning import plan
 from lth_sparse.nn.report import LayerReport, SparsifyReport
 
 __all__ = [
+    "LayerPlan",
     "LayerReport",
+    "PlanTable",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
@@ -27,6 +31,7 @@ __all__ = [
     "find_masks",
     "fuse_relu_",
     "masks_of",
+    "plan",
     "sparse_modules",
     "sparsify_",
 ]

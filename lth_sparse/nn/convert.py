@@ -22,7 +22,7 @@ from lth_sparse.nn.layers import DENSE_CLASSES
 from lth_sparse.nn.masks import Request, Skipped, check_model, discover, requests_for, sparse_modules
 from lth_sparse.nn.reparam import dense_type, dense_weight, lost_hooks
 from lth_sparse.nn.report import LayerReport, SparsifyReport
-from lth_sparse.nn.sample import layer_inputs
+from lth_sparse.nn.sample import conv_options, layer_inputs
 from lth_sparse.nn.tree import ModuleTree, check_root
 from lth_sparse.ops import backend_of, plan
 
@@ -40,6 +40,7 @@ def sparsify_(
     block: tuple[int, int] | None = None,
     cover: str | None = None,
     sample_input: Any = None,
+    measure: bool = True,
 ) -> SparsifyReport:
     """Replace pruned Linear, Conv1d and Conv2d layers of ``model`` by sparse ones, in place.
 
@@ -56,7 +57,10 @@ def sparsify_(
         block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
         cover: what BSR does with pruned weights inside kept blocks, see :meth:`lth_sparse.formats.BSR.from_mask`.
         sample_input: what to call the model with (a tensor, a tuple of arguments, a mapping of keyword arguments), so
-            that speed-ups are measured on the real shapes.
+            that speed-ups are measured on the real shapes. Timings are remembered on disk, see
+            :mod:`lth_sparse.ops.plan_cache`.
+        measure: False takes the sample's shapes alone, and ``"auto"`` then goes by a cost model. Without a sample
+            nothing is measured, predicted or remembered: density decides, in every run alike.
 
     Returns:
         One row for each weight; ``print`` it.
@@ -79,7 +83,7 @@ def sparsify_(
     rows: list[LayerReport] = []
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
-        choice = _choose(request, layout, block, cover, samples)
+        choice = _choose(request, layout, block, cover, samples, measure)
         converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
@@ -157,16 +161,17 @@ def _choose(
     block: tuple[int, int] | None,
     cover: str | None,
     samples: dict[int, Tensor] | None,
+    measure: bool,
 ) -> plan.Choice:
     """Layout for one weight, with measured speed-ups where a sample reached one of its modules."""
     reached = [module for module in request.modules if samples and id(module) in samples]
     note = "not reached by sample_input" if samples is not None and not reached else ""
-    if layout != "auto" and not reached:
+    if layout != "auto" and not (reached and measure):
         return plan.Choice(layout, block, None, None, note)
     module = (reached or request.modules)[0]
     weight = module.weight if isinstance(module, SparseModule) else dense_weight(module)
     bias = module._parameters["bias"]
-    options = ("stride", "padding", "dilation", "groups", "padding_mode")
+    sample = samples[id(module)] if samples and reached else None
     kinds: tuple[str, ...] = (layout,)
     if layout == "auto":
         tried = block is not None and _fits_blocks(request.mask, block, cover)
@@ -175,8 +180,10 @@ def _choose(
         weight,
         request.mask,
         bias=None if bias is None else bias.detach(),
-        sample=samples[id(module)].to(weight.dtype) if samples and reached else None,
-        conv={name: getattr(module, name) for name in options} if weight.dim() > 2 else None,
+        sample=None if sample is None or not measure else sample.detach().to(weight.dtype),
+        input_shape=None if sample is None else sample.shape,
+        input_gradient=sample is None or sample.requires_grad,
+        conv=conv_options(module),
         block=block if "bsr" in kinds else None,
         kinds=kinds,
     )

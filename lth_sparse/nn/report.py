@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["LayerReport", "SparsifyReport"]
@@ -131,20 +131,22 @@ class SparsifyReport:
         return table(HEADER, [*rows, tuple(total.get(name, "") for name in HEADER)])
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns aligned under their header, numbers flush right, a rule under the header and above the last row."""
+def table(
+    header: tuple[str, ...], rows: list[tuple[str, ...]], numbers: Container[str] = NUMBERS, totals: int = 1
+) -> str:
+    """Columns aligned under their header, ``numbers`` flush right, rules under the header and above the totals."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = "  ".join("-" * width for width in widths)
 
     def line(cells: tuple[str, ...]) -> str:
         padded = [
-            cell.rjust(width) if name in NUMBERS else cell.ljust(width)
+            cell.rjust(width) if name in numbers else cell.ljust(width)
             for name, cell, width in zip(header, cells, widths, strict=True)
         ]
         return "  ".join(padded).rstrip()
 
     body = [line(cells) for cells in rows]
-    return "\n".join([line(header), rule, *body[:-1], rule, *body[-1:]])
+    return "\n".join([line(header), rule, *body[:-totals], rule, *body[-totals:]])
 
 
 def size(count: int) -> str:

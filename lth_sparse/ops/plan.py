@@ -1,57 +1,63 @@
 """Which layout a layer should have, so that no layer gets slower by being sparse.
 
-Measured when a sample of the layer's input is given: the candidates and dense torch run interleaved in this process,
-on the layer's own shapes and mask, and medians decide. Without a sample the density below which the kernels won on
-the shapes of ``benchmarks/`` decides, and the choice carries no speed-up, since none was measured.
+With a sample of the layer's input the candidates and dense torch run interleaved in this process, on the layer's own
+shapes and mask, and medians decide; what was measured is remembered on disk (``ops.plan_cache``). With the shape of
+the input alone, a cost model decides that was calibrated on this machine (``ops.cost``). With neither, the density
+below which the kernels won on the shapes of ``benchmarks/`` decides: nothing is measured then and no cache is looked
+at, so the same mask gets the same layout in every run. That is what the search for a ticket uses, which has to resume
+bit for bit. Only measured choices carry speed-ups.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.formats import LAYOUTS, Layout, make_layout
-from lth_sparse.ops import functional
+from lth_sparse.formats.layout import matrix_view
+from lth_sparse.ops import cost
 from lth_sparse.ops.backend import backend_of
+from lth_sparse.ops.measure import MASKED, TORCH, Timing, measure
+from lth_sparse.ops.plan_cache import PlanCache
 
-__all__ = ["Choice", "Timing", "choose_layout", "measure"]
+__all__ = [
+    "Choice",
+    "Timing",
+    "choose_layout",
+    "fast_kinds",
+    "layout_of",
+    "measure",
+    "predict",
+    "remembered",
+    "signature",
+]
 
-#: Density up to which CSR is taken without a measurement, by the number of dimensions of the weight: the break-even
-#: points with the dense layout that ``benchmarks/`` found (forward plus all gradients), a little below them for safety.
-BREAK_EVEN = {2: 0.7, 3: 0.5, 4: 0.5}
+#: Density up to which a sparse layout is taken without a measurement, by the number of dimensions of the weight: the
+#: break-even points with the dense layout that ``benchmarks/`` found (forward plus all gradients), a little below them.
+BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
-SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.9
+SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.85
 
-#: A candidate is run for about this long, seconds, and at least this often.
-BUDGET, ROUNDS = 0.04, 5
+#: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
+#: kernels load), if it stores at most so many values for each of CSR's.
+LEAST_ROWS, MOST_PADDING = 4, 1.25
 
+#: A sparse layout must be faster than the dense one by this share of its time: a tie goes to the dense layout, which
+#: has no worst case. Measured, and predicted, where the error of the model is added.
+TIE, MODEL_TIE = 0.02, 0.2
 
-@dataclass(frozen=True)
-class Timing:
-    """Median seconds of one call.
+#: Slower than masked dense by more than this, the choice says so.
+TOLERANCE = 0.03
 
-    Attributes:
-        forward: forward pass without gradients.
-        training: forward pass plus gradients of input, weight and bias.
-    """
-
-    forward: float
-    training: float
-
-    @property
-    def backward(self) -> float:
-        """Seconds of the gradients alone, by difference."""
-        return max(self.training - self.forward, 0.0)
+#: Measurements of densities within this share of each other count as one.
+BUCKET = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Choice:
         speedup_forward: dense torch's forward time over ours; None when not measured.
         speedup_backward: the same for all gradients together.
         note: one short reason.
+        over_masked: our training step's time over that of dense torch with ``weight * mask`` in each call; None when
+            not measured.
     """
 
     kind: str
@@ -71,6 +79,7 @@ class Choice:
     speedup_forward: float | None
     speedup_backward: float | None
     note: str
+    over_masked: float | None = None
 
 
 def choose_layout(
@@ -79,17 +88,23 @@ def choose_layout(
     *,
     bias: Tensor | None = None,
     sample: Tensor | None = None,
+    input_shape: Sequence[int] | None = None,
+    input_gradient: bool = True,
     conv: Mapping[str, Any] | None = None,
     block: tuple[int, int] | None = None,
     kinds: tuple[str, ...] = ("csr", "dense"),
 ) -> Choice:
     """Choose the layout for one layer.
 
+    Without ``sample`` and ``input_shape`` the choice follows from the arguments alone: nothing is measured or read.
+
     Args:
         weight: dense weight, ``(out, in)`` or ``(out, in / groups, *kernel)``.
         mask: bool, shaped like ``weight``.
         bias: ``[out]`` or None.
         sample: an input of the layer; with it the choice is measured on the training step.
+        input_shape: shape of an input, where there is no sample: with it the cost model decides.
+        input_gradient: False when the layer's input needs no gradient in training.
         conv: keyword arguments of ``functional.conv1d`` / ``conv2d`` (stride, padding, dilation, groups, padding_mode).
         block: with ``"bsr"`` among ``kinds``, its block.
         kinds: layouts to choose from.
@@ -100,108 +115,200 @@ def choose_layout(
     density = float(mask.sum()) / max(mask.numel(), 1)
     if density == 1:
         return Choice("dense", None, None, None, "nothing pruned")
-    layouts = {kind: _layout(kind, mask, block) for kind in kinds}
-    about = (weight.device, weight.dtype, weight.dim())
-    fast = [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
+    fast = fast_kinds(kinds, weight)
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
-    if sample is None:
-        small = weight.dim() == 2 and weight.numel() <= SMALL
-        kind = fast[0] if density <= (SMALL_BREAK_EVEN if small else BREAK_EVEN[weight.dim()]) else "dense"
-        return Choice(kind, block if kind == "bsr" else None, None, None, "by density, not measured")
-    timings = measure(weight, {kind: layouts[kind] for kind in (*fast, "dense") if kind in layouts}, sample, bias, conv)
-    best = min((kind for kind in timings if kind != "torch"), key=lambda kind: timings[kind].training)
-    dense, chosen = timings["torch"], timings[best]
-    note = "measured" if best != "dense" else "measured: no kernel beats dense here"
-    ratios = (dense.forward / chosen.forward, dense.backward / chosen.backward if chosen.backward else None)
-    return Choice(best, block if best == "bsr" else None, *ratios, note)
+    layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
+    if sample is not None:
+        return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
+    if input_shape is not None:
+        return _by_model(weight, layouts, input_shape, input_gradient, conv, block)
+    return _by_density(weight, layouts, block)
 
 
-def measure(
-    weight: Tensor,
-    layouts: Mapping[str, Layout],
-    sample: Tensor,
-    bias: Tensor | None = None,
-    conv: Mapping[str, Any] | None = None,
-) -> dict[str, Timing]:
-    """Median times of each layout and of dense torch (key ``"torch"``), interleaved in one process.
-
-    Args as in :func:`choose_layout`; neither gradients nor the random state of the caller are touched.
-    """
-    conv = dict(conv or {})
-    x = sample.detach().clone().requires_grad_()
-    dense = weight.detach().clone().requires_grad_()
-    b = None if bias is None else bias.detach().clone().requires_grad_()
-    calls: dict[str, Callable[[], Tensor]] = {"torch": lambda: _dense(x, dense, b, conv)}
-    leaves: dict[str, list[Tensor]] = {"torch": [dense]}
-    for kind, layout in layouts.items():
-        values = layout.gather(weight.detach()).clone().requires_grad_()
-        calls[kind] = _sparse_call(x, values, layout, b, conv)
-        leaves[kind] = [values]
-    grad = torch.ones_like(calls["torch"]().detach())
-
-    def train(kind: str) -> None:
-        inputs = [x, *leaves[kind], *([] if b is None else [b])]
-        torch.autograd.grad(calls[kind](), inputs, grad)
-
-    def infer(kind: str) -> None:
-        with torch.no_grad():
-            calls[kind]()
-
-    with torch.enable_grad():
-        kinds = list(calls)
-        forward, training = _interleaved(infer, kinds, x.device), _interleaved(train, kinds, x.device)
-    return {kind: Timing(forward[kind], training[kind]) for kind in calls}
+def fast_kinds(kinds: Iterable[str], weight: Tensor) -> list[str]:
+    """Those of the sparse ``kinds`` that a kernel runs for this weight."""
+    about = (weight.device, weight.dtype, weight.dim())
+    return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
 
 
-def _interleaved(run: Callable[[str], None], kinds: list[str], device: torch.device) -> dict[str, float]:
-    """Median seconds of ``run(kind)``; the kinds take turns, so that drift of the machine's speed hits all alike."""
-
-    def finish() -> None:
-        if device.type == "cuda":  # a call returns before the device is done
-            torch.cuda.synchronize(device)
-
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for kind in kinds:  # warm up: page faults, code caches, thread pools, compilation
-        run(kind)
-    finish()
-    started = time.perf_counter()
-    while len(seconds[kinds[-1]]) < ROUNDS or time.perf_counter() - started < BUDGET * len(kinds):
-        for kind in kinds:
-            begin = time.perf_counter()
-            run(kind)
-            finish()
-            seconds[kind].append(time.perf_counter() - begin)
-    return {kind: statistics.median(times) for kind, times in seconds.items()}
-
-
-def _layout(kind: str, mask: Tensor, block: tuple[int, int] | None) -> Layout:
+def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None) -> Layout:
+    """The layout as a layer would store it."""
     if kind == "bsr":
         return make_layout(kind, mask, block=block, cover="zeros")
     layout = make_layout(kind, mask)
     return layout.narrow() if kind == "csr" and mask.device.type == "cpu" else layout  # type: ignore[attr-defined]
 
 
-def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, Any]) -> Tensor:
-    """Dense torch over the unmasked weight: what the layer cost before it was pruned."""
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    spatial = weight.dim() - 2
-    shared = {key: value for key, value in conv.items() if key != "padding_mode"}
-    if conv.get("padding_mode", "zeros") != "zeros":
-        sides = functional.padding_sides(
-            shared.pop("padding", 0),
-            weight.shape[2:],
-            functional.sizes("dilation", conv.get("dilation", 1), spatial, 1),
+def _stored(layout: Layout) -> int:
+    """Values that are multiplied: padding counts, and the dense layout multiplies all."""
+    return layout.numel if layout.kind == "dense" else math.prod(layout.values_shape)
+
+
+def _by_density(weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None) -> Choice:
+    small = weight.dim() == 2 and weight.numel() <= SMALL
+    most = (SMALL_BREAK_EVEN if small else BREAK_EVEN[weight.dim()]) * weight.numel()
+    sparse = [kind for kind in layouts if kind != "dense" and _stored(layouts[kind]) <= most]
+    if "bsr" in sparse and "csr" in sparse and block is not None:
+        padded = _stored(layouts["bsr"]) > MOST_PADDING * _stored(layouts["csr"])
+        sparse.remove("bsr" if padded or block[0] < LEAST_ROWS else "csr")
+    kind = sparse[0] if sparse else "dense"
+    return Choice(kind, block if kind == "bsr" else None, None, None, "by density, not measured")
+
+
+def _by_sample(
+    weight: Tensor,
+    mask: Tensor,
+    layouts: Mapping[str, Layout],
+    bias: Tensor | None,
+    sample: Tensor,
+    input_gradient: bool,
+    conv: Mapping[str, Any] | None,
+    block: tuple[int, int] | None,
+) -> Choice:
+    key = signature(weight, sample.shape, conv, block, bias is not None, input_gradient, sample)
+    key += " " + "+".join(f"{kind}:{_backend(kind, weight)}" for kind in layouts) + _pattern(mask, layouts)
+
+    def run() -> dict[str, Timing]:
+        return measure(weight, layouts, sample, bias, conv, mask=mask, input_gradient=input_gradient)
+
+    timings = remembered(PlanCache.of(weight.device), key, (TORCH, MASKED, *layouts), run)
+    best = _fastest(timings, layouts, TIE)
+    dense, masked, chosen = timings[TORCH], timings[MASKED], timings[best]
+    note = "measured" if best != "dense" or len(layouts) == 1 else "measured: no kernel beats dense here"
+    over = chosen.training / masked.training
+    if over > 1.0 + TOLERANCE:
+        note += f", {100 * (over - 1):.0f}% over masked dense"
+    ratios = (dense.forward / chosen.forward, dense.backward / chosen.backward if chosen.backward else None)
+    return Choice(best, block if best == "bsr" else None, *ratios, note, over)
+
+
+def _by_model(
+    weight: Tensor,
+    layouts: Mapping[str, Layout],
+    input_shape: Sequence[int],
+    input_gradient: bool,
+    conv: Mapping[str, Any] | None,
+    block: tuple[int, int] | None,
+) -> Choice:
+    stored = {kind: _stored(layout) for kind, layout in layouts.items()}
+    timings = predict(weight, stored, input_shape, conv, block, input_gradient)
+    best = _fastest(timings, layouts, MODEL_TIE)
+    return Choice(best, block if best == "bsr" else None, None, None, "by the cost model, not measured")
+
+
+def _fastest(timings: Mapping[str, Timing], kinds: Iterable[str], tie: float) -> str:
+    """The kind with the shortest training step; ``"dense"``, where it is a candidate, unless clearly beaten."""
+    best = min(kinds, key=lambda kind: timings[kind].training)
+    if "dense" not in kinds or best == "dense":
+        return best
+    doubt = 2.0 * math.hypot(timings[best].noise, timings["dense"].noise)
+    gain = 1.0 - timings[best].training / timings["dense"].training
+    return best if gain > max(tie, doubt) else "dense"
+
+
+def signature(
+    weight: Tensor,
+    input_shape: Sequence[int],
+    conv: Mapping[str, Any] | None,
+    block: tuple[int, int] | None,
+    bias: bool,
+    input_gradient: bool,
+    sample: Tensor | None = None,
+) -> str:
+    """One line that says all that the time of a layer depends on but its mask, layout and environment."""
+    words = ["linear" if weight.dim() == 2 else f"conv{weight.dim() - 2}d", "x".join(map(str, weight.shape))]
+    words += ["on", "x".join(map(str, input_shape)), str(weight.dtype).removeprefix("torch.")]
+    if conv is not None:
+        words += [f"{name}={conv[name]}".replace(" ", "") for name in sorted(conv)]
+    if sample is not None and not sample.is_contiguous():
+        words.append(f"strides={'x'.join(map(str, sample.stride()))}")
+    words += ["bias"] * bias + ["no-input-gradient"] * (not input_gradient)
+    return " ".join(words + ([f"block={block[0]}x{block[1]}"] if block else []))
+
+
+def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
+    """What of a mask the time depends on, coarsely: how much is stored, and in how many of its rows and columns."""
+    matrix = matrix_view(mask)
+    used = [float(matrix.any(axis).float().mean()) if matrix.numel() else 0.0 for axis in (1, 0)]
+    shares = [_stored(layout) / max(layout.numel, 1) for layout in layouts.values() if layout.kind != "dense"]
+    shares += [float(mask.sum()) / max(mask.numel(), 1)]
+    buckets = [round(math.log(share) / BUCKET) if share > 0 else None for share in shares]
+    densities = "/".join("0" if bucket is None else f"{math.exp(bucket * BUCKET):.4f}" for bucket in buckets)
+    return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
+
+
+def _backend(kind: str, weight: Tensor) -> str:
+    return backend_of(kind, weight.device, weight.dtype, weight.dim())
+
+
+def remembered(
+    cache: PlanCache, key: str, names: Sequence[str], run: Callable[[], dict[str, Timing]]
+) -> dict[str, Timing]:
+    """The timings under ``key`` if the cache holds all ``names``; else those of ``run``, which are put there."""
+
+    def read(value: Any) -> dict[str, Timing]:
+        if not isinstance(value, dict) or set(value) != set(names):
+            raise ValueError("not the timings asked for")
+        return {name: Timing.from_dict(value[name]) for name in names}
+
+    found = cache.get(key, read)
+    if found is None:
+        found = run()
+        cache.put({key: {name: timing.to_dict() for name, timing in found.items()}})
+    return found
+
+
+#: Calibrations of this process, so that one is enough while the cache is off.
+_CALIBRATED: dict[tuple[str, str], cost.Coefficients] = {}
+
+
+def predict(
+    weight: Tensor,
+    stored: Mapping[str, float],
+    input_shape: Sequence[int],
+    conv: Mapping[str, Any] | None = None,
+    block: tuple[int, int] | None = None,
+    input_gradient: bool = True,
+) -> dict[str, Timing]:
+    """Times by the cost model: of dense torch (``"torch"``) and of each kind that stores so many values.
+
+    The first call for a family of operators on a machine measures for some seconds. Without ``input_gradient`` the
+    training step is the sum of its passes.
+    """
+    family = cost.family(weight.dim(), conv)
+    sizes = cost.sizes_of(weight.shape, input_shape, weight.element_size(), conv)
+    cache = PlanCache.of(weight.device)
+
+    def key_of(kind: str) -> str:
+        blocks = f" block={block[0]}x{block[1]}" if kind == "bsr" and block else ""
+        backend = "" if kind == TORCH else f" {_backend(kind, weight)}"
+        return f"model {family} {kind}{backend} {str(weight.dtype).removeprefix('torch.')}{blocks}"
+
+    def known(kind: str) -> cost.Coefficients | None:
+        place = (str(cache.path), key_of(kind))
+        if place not in _CALIBRATED:
+            found = cache.get(place[1], cost.coefficients_from)
+            if found is None:
+                return None
+            _CALIBRATED[place] = found
+        return _CALIBRATED[place]
+
+    kinds = [TORCH, *stored]
+    missing = [kind for kind in kinds if known(kind) is None]
+    if missing:
+        layouts = [kind for kind in missing if kind != TORCH]
+        blocks = block if "bsr" in layouts else None
+        made = cost.calibrate(
+            family, layouts, lambda kind, mask: layout_of(kind, mask, block), weight.dtype, weight.device, blocks
         )
-        x = F.pad(x, [size for pair in reversed(sides) for size in pair], mode=conv["padding_mode"])
-    return (F.conv1d if spatial == 1 else F.conv2d)(x, weight, bias, **shared)
-
-
-def _sparse_call(
-    x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, conv: dict[str, Any]
-) -> Callable[[], Tensor]:
-    if len(layout.shape) == 2:
-        return lambda: functional.linear(x, values, layout, bias)
-    operator = functional.conv1d if len(layout.shape) == 3 else functional.conv2d
-    return lambda: operator(x, values, layout, bias, **conv)
+        cache.put({key_of(kind): made[kind] for kind in missing})
+        _CALIBRATED.update({(str(cache.path), key_of(kind)): made[kind] for kind in missing})
+    timings: dict[str, Timing] = {}
+    for kind in kinds:
+        coefficients = known(kind)
+        assert coefficients is not None  # calibrated above
+        timings[kind] = cost.predict(
+            coefficients, sizes, sizes.numel if kind == TORCH else stored[kind], input_gradient
+        )
+    return timings

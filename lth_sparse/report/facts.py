@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
+
+from lth_sparse.ops.plan_cache import cpu_generation, cpu_name
 
 __all__ = ["PACKAGES", "cpu_generation", "cpu_name", "environment", "kernels", "machine", "versions"]
 
@@ -16,6 +17,7 @@ VARIABLES = (
     "LTH_SPARSE_BACKEND",
     "LTH_SPARSE_ISA",
     "LTH_SPARSE_CACHE",
+    "LTH_SPARSE_CACHE_DIR",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -65,29 +67,6 @@ def kernels() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """The variables of `VARIABLES` that are set."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
-
-
-def cpu_name() -> str:
-    """Model name of the processor, or its architecture where the system does not say."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def cpu_generation() -> str:
-    """ "family 25, model 17" and the like, since virtual machines often hide the rest of the name; "" if unknown."""
-    info = _cpuinfo()
-    return f"family {info['cpu family']}, model {info['model']}" if {"cpu family", "model"} <= set(info) else ""
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The lines of the first processor in /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    for name, _, value in (line.partition(":") for line in lines):
-        found.setdefault(name.strip(), value.strip())
-    return found
 
 
 def _cores() -> int:

@@ -17,11 +17,9 @@ from lth_sparse.errors import RunError
 Run = Callable[..., Any]
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["find", "--help"], ["convert", "--help"], ["doctor", "--help"], ["bench", "--help"]]
-)
+@pytest.mark.parametrize("words", [[], ["find"], ["convert"], ["plan"], ["doctor"], ["bench"]])
 def test_help_succeeds(run: Run, words: list[str]) -> None:
-    outcome = run(*words)
+    outcome = run(*words, "--help")
     assert outcome.code == 0
     assert "Usage: lth-sparse" in outcome.out
     assert outcome.err == ""

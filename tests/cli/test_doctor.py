@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from lth_sparse.cli import doctor
 from lth_sparse.cli.doctor import Check, check_linear
 from lth_sparse.errors import BackendError
 from lth_sparse.ops import functional
+from lth_sparse.ops.plan_cache import PlanCache
 
 Run = Callable[..., Any]
 
@@ -32,6 +35,16 @@ def test_passes_and_shows_what_runs(run: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     for words in (__version__, torch.__version__, "instruction set", "runnable here", "triton", "speed-up", "Caches"):
         assert words in outcome.out
+
+
+@pytest.mark.usefixtures("short")
+def test_the_planners_cache_has_a_place_and_a_size(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "planner        off" in run("doctor").out
+    monkeypatch.setenv("LTH_SPARSE_CACHE", "1")
+    monkeypatch.setenv("LTH_SPARSE_CACHE_DIR", str(tmp_path))
+    assert f"{tmp_path} (not there yet)" in run("doctor").out
+    PlanCache.of(torch.device("cpu")).put({"key": "x" * 2048})
+    assert re.search(rf"planner +{re.escape(str(tmp_path))} \(1 file\(s\), 2\.\d KiB\)", run("doctor").out)
 
 
 @pytest.mark.usefixtures("short")

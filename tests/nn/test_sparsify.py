@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import lth_sparse as ls
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 from lth_sparse.nn import SparseConv2d, SparseLinear, SparseModule
+from lth_sparse.ops import plan
+from lth_sparse.ops.measure import Timing
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -347,3 +349,21 @@ def test_a_transformer_layer_computes_the_same_in_training_and_in_its_fast_path(
     torch.testing.assert_close(layer(x), dense(x))
     with torch.no_grad():
         torch.testing.assert_close(layer.eval()(x), dense.eval()(x))
+
+
+def test_without_measuring_the_cost_model_decides_by_the_samples_shapes(
+    net: nn.Module, images: Tensor, masks_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[int, ...], bool]] = []
+
+    def predict(
+        weight: Tensor, stored: dict[str, float], shape: tuple[int, ...], conv: object, block: object, gradient: bool
+    ) -> dict[str, Timing]:
+        asked.append((tuple(shape), gradient))
+        return {kind: Timing(1.0, 0.5 if kind == "csr" else 1.0) for kind in ("torch", *stored)}
+
+    monkeypatch.setattr(plan, "predict", predict)
+    report = ls.sparsify_(net, masks_for(net), sample_input=images, measure=False)
+    assert asked == [((6, 3, 7, 7), False), ((6, 245), True), ((6, 11), True)]  # the images need no gradient
+    assert [row.layout for row in report] == ["csr"] * 3
+    assert all(row.speedup_forward is None and row.note == "by the cost model, not measured" for row in report)

@@ -1,0 +1,213 @@
+"""What the planner has measured, on disk: never measured twice on one machine, and never a reason to fail.
+
+One JSON file for each environment (processor, instruction set, threads or GPU, versions of library and torch), because
+a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else in the
+platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that
+concurrent processes neither see half of one nor lose each other's entries. What cannot be read is reported and
+written anew.
+
+The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_layout`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import lth_sparse._C as _C
+from lth_sparse._files import atomic_write
+from lth_sparse._version import __version__
+from lth_sparse.errors import RunError
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # not POSIX: two processes that write at the same instant may lose entries, which are measured again
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["PlanCache", "cache_directory", "cache_enabled", "cpu_generation", "cpu_name", "environment", "usage"]
+
+Value = TypeVar("Value")
+
+FORMAT = 1
+#: Entries of a file and files of the directory; the oldest go first. An entry is about 400 bytes.
+MOST_ENTRIES, MOST_FILES = 2000, 16
+PREFIX = "plan-"
+
+
+def cache_enabled() -> bool:
+    """False when ``LTH_SPARSE_CACHE`` is 0, off, no or false."""
+    return os.environ.get("LTH_SPARSE_CACHE", "1").strip().lower() not in ("0", "off", "no", "false")
+
+
+def cache_directory() -> Path:
+    """Where the files are, or would be."""
+    if chosen := os.environ.get("LTH_SPARSE_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "lth_sparse"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "lth_sparse"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "lth_sparse" / "Cache"
+    return Path.home() / ".cache" / "lth_sparse"
+
+
+def usage() -> tuple[int, int]:
+    """Files of the planner and their bytes."""
+    sizes = []
+    for path in cache_directory().glob(f"{PREFIX}*.json"):
+        with contextlib.suppress(OSError):  # gone since
+            sizes.append(path.stat().st_size)
+    return len(sizes), sum(sizes)
+
+
+def cpu_name() -> str:
+    """Model name of the processor, or its architecture where the system does not say."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_generation() -> str:
+    """ "family 25, model 17" and the like, since virtual machines often hide the rest of the name; "" if unknown."""
+    info = _cpuinfo()
+    return f"family {info['cpu family']}, model {info['model']}" if {"cpu family", "model"} <= set(info) else ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The lines of the first processor in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """All that a time on ``device`` depends on, apart from the layer."""
+    # A development build keeps its version; the extension's file then tells one build from the next.
+    built = Path(_C.__file__).stat() if getattr(_C, "__file__", None) else None
+    found = {
+        "processor": cpu_name(),
+        "generation": cpu_generation(),
+        "isa": _C.isa(),
+        "threads": str(torch.get_num_threads()),
+        "lth_sparse": __version__,
+        "build": f"{built.st_size}-{built.st_mtime_ns}" if built else "none",
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        found["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return found
+
+
+class PlanCache:
+    """Entries ``key -> JSON value`` of one environment.
+
+    Args:
+        surroundings: from :func:`environment`.
+        directory: default :func:`cache_directory`; not looked at while the cache is off.
+    """
+
+    def __init__(self, surroundings: Mapping[str, str], directory: Path | None = None) -> None:
+        self.surroundings = dict(surroundings)
+        digest = hashlib.sha256(json.dumps(self.surroundings, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = (directory or cache_directory()) / f"{PREFIX}{digest}.json"
+        self.enabled = cache_enabled()
+
+    @classmethod
+    def of(cls, device: torch.device) -> PlanCache:
+        """The cache of this process on ``device``, as its threads and instruction set are now."""
+        return cls(environment(device))
+
+    def get(self, key: str, read: Callable[[Any], Value]) -> Value | None:
+        """``read`` of the entry; None when there is none, or when ``read`` raises ValueError over what it is."""
+        if not self.enabled:
+            return None
+        entry = self._load().get(key)
+        if entry is None:
+            return None
+        try:
+            return read(entry["value"])
+        except ValueError as error:
+            _warn(f"{self.path}: ignoring the damaged entry {key!r} ({error})")
+            return None
+
+    def put(self, entries: Mapping[str, Any]) -> None:
+        """Add or replace entries; a warning, and nothing else, when the disk refuses."""
+        if not self.enabled or not entries:
+            return
+        now = time.time()
+        fresh = {key: {"when": now, "value": value} for key, value in entries.items()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                merged = {**self._load(), **fresh}
+                kept = sorted(merged, key=lambda key: merged[key]["when"])[-MOST_ENTRIES:]
+                content = {
+                    "format": FORMAT,
+                    "environment": self.surroundings,
+                    "entries": {key: merged[key] for key in sorted(kept)},
+                }
+                atomic_write(self.path, json.dumps(content, indent=1).encode())
+                self._thin()
+        except (OSError, RunError) as error:
+            _warn(f"the planner's cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
+
+    def _load(self) -> dict[str, dict[str, Any]]:
+        """The entries on disk; none, with a warning, from a file that is not what this writes."""
+        try:
+            content = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            _warn(f"{self.path}: ignoring a damaged cache of the planner ({' '.join(str(error).split())})")
+            return {}
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            _warn(f"{self.path}: ignoring a file that is no cache of the planner, or of another version")
+            return {}
+        if content.get("environment") != self.surroundings or not isinstance(content.get("entries"), dict):
+            _warn(f"{self.path}: ignoring a cache of the planner that belongs to another machine")
+            return {}
+        return {key: entry for key, entry in content["entries"].items() if _is_entry(entry)}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time; the system releases the lock of a process that dies."""
+        with open(self.path.parent / f"{PREFIX}lock", "a") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _thin(self) -> None:
+        """Delete the files that were not written to for longest, beyond ``MOST_FILES``."""
+        files = {}
+        for path in self.path.parent.glob(f"{PREFIX}*.json"):
+            with contextlib.suppress(OSError):
+                files[path] = path.stat().st_mtime_ns
+        for path in sorted(files, key=lambda path: files[path])[:-MOST_FILES]:
+            path.unlink(missing_ok=True)
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"when", "value"}:
+        return False
+    return isinstance(entry["when"], (int, float)) and not isinstance(entry["when"], bool)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
