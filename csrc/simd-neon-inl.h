@@ -8,6 +8,7 @@ template <>
 struct Vec<float> {
   using reg = float32x4_t;
   static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 32;
   static constexpr int kBackwardTile = 8;  // 8 of x, 8 of dx, 4 sums, the strip read and its value: 22 of 32 registers
 
   static reg zero() { return vdupq_n_f32(0); }
@@ -55,6 +56,7 @@ template <>
 struct Vec<double> {
   using reg = float64x2_t;
   static constexpr int kLanes = 2;
+  static constexpr int kRegisters = 32;
   static constexpr int kBackwardTile = 8;
 
   static reg zero() { return vdupq_n_f64(0); }
