@@ -49,6 +49,11 @@ void bsr_spmm(const BsrSpmmArgs<T, Index>& a) {
       for (int64_t k = a.begin[p]; k < end; ++k) {
         const int64_t at = position == nullptr ? k : static_cast<int64_t>(position[k]);
         const T* v = a.values + at * entry_stride;
+        if (k + 1 < end) {  // a block is many cache lines, in an order that no hardware foresees
+          const int64_t after = position == nullptr ? k + 1 : static_cast<int64_t>(position[k + 1]);
+          const T* const next = a.values + after * entry_stride;
+          for (int64_t i = 0; i < a.prefetch; i += 64 / sizeof(T)) __builtin_prefetch(next + i);
+        }
         const T* x = a.x + static_cast<int64_t>(a.offset[k]) * unit;
         for (int64_t j = a.width; j > 0; --j, v += column_stride, x += x_pitch)
           bsr_column<T, R, Tile>(v, row_stride, x, acc);
