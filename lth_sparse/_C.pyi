@@ -11,8 +11,8 @@ Common arguments:
 * ``values`` ``[nnz]``, in CSR order; ``bias`` ``[rows]`` or 0; both of the value type.
 * ``crow`` ``[rows + 1]``, ``ccol`` ``[cols + 1]``, ``perm`` ``[nnz]``: int32. ``perm[k]``: CSR position of the k-th
   non-zero in column order. ``col``, ``row`` ``[nnz]``: uint16 or int32, ascending within a row (a column).
-* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row`` and
-  ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
+* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row``
+  and ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
   entries where it is 0 count as zero whatever is stored there, and their gradient is 0. It is so beyond the edge of
   the weight, over which the last blocks may reach.
 * ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
