@@ -54,6 +54,7 @@ void fill(Kernels<T>& k) {
   k.backward_tile = Vec<T>::kBackwardTile;
   k.scatter_tile = 4;
   k.bsr_outer = &bsr_outer<T>;
+  k.bsr_gemv = &bsr_gemv<T>;
   k.transpose = &transpose<T>;
   k.sum = &sum<T>;
 #define LTH_MICROKERNEL(op, tile)     \
