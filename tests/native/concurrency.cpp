@@ -5,6 +5,8 @@
 
 #include <thread>
 
+#include "blocks.h"
+#include "bsr_linear.h"
 #include "csr_conv.h"
 #include "csr_linear.h"
 #include "expand.h"
@@ -28,11 +30,12 @@ using T = float;
 
 // One layer of each kind, and the results of every driver for it.
 struct Layers {
-  static constexpr int64_t kBatch = 37, kRows = 41, kCols = 29, kNumel = 9000;
+  static constexpr int64_t kBatch = 37, kFew = 3, kRows = 41, kCols = 29, kNumel = 9000;
   const ConvSizes conv{3, 5, 9, 8, 6, 1, 3, 3, 2, 1, 1, 1, 1, 1, 5, 8};
   Random random{5};
   Csr<uint16_t> linear_weight = Csr<uint16_t>::of(random_mask(random, kRows, kCols, .4), kRows, kCols);
   Csr<int32_t> conv_weight = Csr<int32_t>::of(random_mask(random, 6, 45, .4), 6, 45);
+  Blocks<T> narrow{random, kRows, kCols, 4, 1, .5, true}, wide{random, kRows, kCols, 4, 4, .5, false};
   Array<T> x{kBatch * kCols}, grad{kBatch * kRows}, values{linear_weight.nnz}, bias{kRows};
   Array<T> image{3 * 5 * 9 * 8}, image_grad{3 * 6 * 5 * 8}, taps{conv_weight.nnz};
   Array<uint8_t> bits{kNumel / 8};
@@ -47,9 +50,17 @@ struct Layers {
 
   struct Results {
     Array<T> y{kBatch * kRows}, dx{kBatch * kCols}, dvalues, dbias{kRows};
+    Array<T> few_y{kFew * kRows}, few_dx{kFew * kCols}, few_dvalues;
+    Array<T> narrow_y{kBatch * kRows}, narrow_dx{kBatch * kCols}, narrow_dvalues;
+    Array<T> wide_y{kBatch * kRows}, wide_few_y{kFew * kRows}, wide_dx{kBatch * kCols}, wide_dvalues;
     Array<T> image_y{3 * 6 * 5 * 8}, image_dx{3 * 5 * 9 * 8}, image_dvalues, image_dbias{6};
     Array<T> dense{kNumel}, compact{kNumel / 2};
-    explicit Results(const Layers& l) : dvalues(l.linear_weight.nnz), image_dvalues(l.conv_weight.nnz) {}
+    explicit Results(const Layers& l)
+        : dvalues(l.linear_weight.nnz),
+          few_dvalues(l.linear_weight.nnz),
+          narrow_dvalues(l.narrow.values.size()),
+          wide_dvalues(l.wide.values.size()),
+          image_dvalues(l.conv_weight.nnz) {}
   };
 
   void run(const Results& r, int threads) const {
@@ -59,7 +70,22 @@ struct Layers {
                                     r.y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
     csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
                                      values.data(), r.dx.data(), {kCols, 1}, r.dvalues.data(), r.dbias.data(),
-                                     w.ccol.data(), w.row.data(), w.perm.data(), threads);
+                                     w.crow.data(), w.col.data(), w.ccol.data(), w.row.data(), w.perm.data(), threads);
+    csr_linear_forward<T, uint16_t>({kFew, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(),
+                                    r.few_y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
+    csr_linear_backward<T, uint16_t>({kFew, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
+                                     values.data(), r.few_dx.data(), {kCols, 1}, r.few_dvalues.data(), nullptr,
+                                     w.crow.data(), w.col.data(), w.ccol.data(), w.row.data(), w.perm.data(), threads);
+    bsr_linear_forward<T>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, narrow.weight(), bias.data(),
+                          r.narrow_y.data(), {kRows, 1}, threads);
+    bsr_linear_backward<T>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1}, narrow.weight(),
+                           r.narrow_dx.data(), {kCols, 1}, r.narrow_dvalues.data(), nullptr, threads);
+    bsr_linear_forward<T>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, wide.weight(), nullptr, r.wide_y.data(),
+                          {kRows, 1}, threads);
+    bsr_linear_forward<T>({kFew, kRows, kCols}, x.data(), {kCols, 1}, wide.weight(), bias.data(), r.wide_few_y.data(),
+                          {kRows, 1}, threads);
+    bsr_linear_backward<T>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1}, wide.weight(),
+                           r.wide_dx.data(), {kCols, 1}, r.wide_dvalues.data(), nullptr, threads);
     csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
                                    k.col.data(), threads);
     csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image.data(), taps.data(), r.image_dx.data(),
@@ -72,6 +98,13 @@ struct Layers {
 void expect_same(const Layers::Results& found, const Layers::Results& right) {
   expect_same(found.y, right.y, "y"), expect_same(found.dx, right.dx, "dx");
   expect_same(found.dvalues, right.dvalues, "dvalues"), expect_same(found.dbias, right.dbias, "dbias");
+  expect_same(found.few_y, right.few_y, "few y"), expect_same(found.few_dx, right.few_dx, "few dx");
+  expect_same(found.few_dvalues, right.few_dvalues, "few dvalues");
+  expect_same(found.narrow_y, right.narrow_y, "narrow y"), expect_same(found.narrow_dx, right.narrow_dx, "narrow dx");
+  expect_same(found.narrow_dvalues, right.narrow_dvalues, "narrow dvalues");
+  expect_same(found.wide_y, right.wide_y, "wide y"), expect_same(found.wide_dx, right.wide_dx, "wide dx");
+  expect_same(found.wide_few_y, right.wide_few_y, "wide few y");
+  expect_same(found.wide_dvalues, right.wide_dvalues, "wide dvalues");
   expect_same(found.image_y, right.image_y, "conv y"), expect_same(found.image_dx, right.image_dx, "conv dx");
   expect_same(found.image_dvalues, right.image_dvalues, "conv dvalues");
   expect_same(found.image_dbias, right.image_dbias, "conv dbias");

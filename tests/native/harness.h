@@ -182,6 +182,7 @@ void each_isa(Body&& body) {
 
 void microkernels_part();
 void linear_part();
+void bsr_linear_part();
 void conv_part();
 void moves_part();
 void concurrency_part();

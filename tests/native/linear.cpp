@@ -2,57 +2,20 @@
 // wanted gradients; memory between strided elements must stay as it was.
 #include "csr_linear.h"
 
-#include "harness.h"
-#include "kernels.h"
+#include "csr_small.h"
+#include "matrix.h"
 
 namespace lth {
 namespace test {
 namespace {
 
-constexpr int kLayouts = 4;
-
-// A [batch, features] array in one of four layouts: batch-major, that with gaps, feature-major, strided both ways.
-template <class T>
-struct Matrix {
-  int64_t batch, features;
-  Strides s;
-  Array<T> data;
-
-  Matrix(int64_t n, int64_t f, int layout)
-      : batch(n),
-        features(f),
-        s(layout == 0   ? Strides{f, 1}
-          : layout == 1 ? Strides{f + 3, 1}
-          : layout == 2 ? Strides{1, n + 1}
-                        : Strides{2, 2 * n + 3}),
-        data(n == 0 || f == 0 ? 0 : (n - 1) * s.batch + (f - 1) * s.feature + 1) {}
-
-  T& at(int64_t n, int64_t f) const { return data[n * s.batch + f * s.feature]; }
-
-  void copy(const std::vector<T>& from) const {
-    for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t f = 0; f < features; ++f) at(n, f) = from[static_cast<size_t>(n * features + f)];
-    }
-  }
-
-  void expect(const std::vector<Sum>& truth, const char* what) {
-    for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t f = 0; f < features; ++f)
-        expect_sum(at(n, f), truth[static_cast<size_t>(n * features + f)], what, n, f);
-    }
-    for (int64_t n = 0; n < batch; ++n) {  // what is poison now was a gap, or was never written, which failed above
-      for (int64_t f = 0; f < features; ++f) std::memset(&at(n, f), 0xff, sizeof(T));
-    }
-    for (int64_t i = 0; i < data.size(); ++i) {
-      if (!is_poison(data[i])) fail("a gap of %s was written", what);
-    }
-  }
-};
-
 struct Case {
   int64_t batch, rows, cols;
   double density;
 };
+
+// Batches about the widths of all registers: strips narrower than one, rows before columns, and neither.
+const int64_t kBatches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 32, 33, 64};
 
 const Case kCases[] = {
     {1, 1, 1, 1},      {1, 5, 7, .5},     {2, 3, 0, 1},      {0, 4, 5, .5},     {3, 0, 5, 1},        {5, 17, 33, .2},
@@ -89,15 +52,15 @@ void check(const Case& c, int seed) {
   }
 
   const LinearSizes sizes{c.batch, c.rows, c.cols};
-  int turn = seed;
   each_isa([&](const char* isa) {
-    for (int threads = 1; threads <= 4; ++threads, ++turn) {
-      const int wanted = 1 + turn % 7;
-      begin_case("linear %s %s %s batch %d rows %d cols %d density %g threads %d layouts %d wanted %d", type_name<T>(),
-                 type_name<Index>(), isa, int(c.batch), int(c.rows), int(c.cols), c.density, threads, turn, wanted);
-      const Matrix<T> in(c.batch, c.cols, turn % kLayouts), out_grad(c.batch, c.rows, turn / 2 % kLayouts);
+    for (int threads = 1; threads <= 4; ++threads) {
+      const int wanted = 1 + static_cast<int>(random.below(7)), turn = static_cast<int>(random.below(1 << 20));
+      begin_case("linear %s %s %s batch %d rows %d cols %d density %g threads %d turn %d wanted %d few %d by rows %d",
+                 type_name<T>(), type_name<Index>(), isa, int(c.batch), int(c.rows), int(c.cols), c.density, threads,
+                 turn, wanted, takes_few<T>(c.batch), takes_rows<T>(c.batch, w.nnz));
+      const Matrix<T> in(c.batch, c.cols, turn % kLayouts), out_grad(c.batch, c.rows, turn / 5 % kLayouts);
       in.copy(x), out_grad.copy(grad);
-      Matrix<T> out(c.batch, c.rows, turn / 3 % kLayouts), in_grad(c.batch, c.cols, turn / 4 % kLayouts);
+      Matrix<T> out(c.batch, c.rows, turn / 25 % kLayouts), in_grad(c.batch, c.cols, turn / 125 % kLayouts);
       poison_scratch();
       csr_linear_forward<T, Index>(sizes, in.data.data(), in.s, values.data(), turn % 2 ? bias.data() : nullptr,
                                    out.data.data(), out.s, w.crow.data(), w.col.data(), threads);
@@ -109,44 +72,35 @@ void check(const Case& c, int seed) {
                                     in.s, wanted & 1 ? values.data() : nullptr,
                                     wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
                                     wanted & 2 ? dvalues.data() : nullptr,
-                                    wanted & 4 ? dbias.data() : nullptr, w.ccol.data(), w.row.data(), w.perm.data(),
-                                    threads);
+                                    wanted & 4 ? dbias.data() : nullptr, w.crow.data(), w.col.data(), w.ccol.data(),
+                                    w.row.data(), w.perm.data(), threads);
       if (wanted & 1) in_grad.expect(dx, "dx");
-      const auto expect = [](const Array<T>& found, const std::vector<Sum>& truth, const char* what) {
-        for (int64_t i = 0; i < found.size(); ++i) expect_sum(found[i], truth[static_cast<size_t>(i)], what, i);
-      };
-      if (wanted & 2) expect(dvalues, dw, "dvalues");
-      if (wanted & 4) expect(dbias, db, "dbias");
+      if (wanted & 2) expect_sums(dvalues, dw, "dvalues");
+      if (wanted & 4) expect_sums(dbias, db, "dbias");
     }
   });
 }
 
 // What one sample holds reaches no other sample.
 template <class T, class Index>
-void check_isolation() {
-  const int64_t batch = 19, rows = 11, cols = 13;
+void check_isolation(int64_t batch) {
+  const int64_t rows = 11, cols = 13, marked = batch / 2;
   Random random(3);
   const auto w = Csr<Index>::of(random_mask(random, rows, cols, .4), rows, cols);
   const Array<T> x(batch * cols), grad(batch * rows), values(w.nnz), y(batch * rows), dx(batch * cols);
   random.fill(x), random.fill(grad), random.fill(values);
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  for (int64_t c = 0; c < cols; ++c) x[5 * cols + c] = nan;
-  for (int64_t r = 0; r < rows; ++r) grad[5 * rows + r] = nan;
+  for (int64_t c = 0; c < cols; ++c) x[marked * cols + c] = nan;
+  for (int64_t r = 0; r < rows; ++r) grad[marked * rows + r] = nan;
   each_isa([&](const char* isa) {
-    begin_case("linear isolation %s %s %s", type_name<T>(), type_name<Index>(), isa);
+    begin_case("linear isolation %s %s %s batch %d", type_name<T>(), type_name<Index>(), isa, int(batch));
     csr_linear_forward<T, Index>({batch, rows, cols}, x.data(), {cols, 1}, values.data(), nullptr, y.data(), {rows, 1},
                                  w.crow.data(), w.col.data(), 2);
     csr_linear_backward<T, Index>({batch, rows, cols}, grad.data(), {rows, 1}, nullptr, {cols, 1}, values.data(),
-                                  dx.data(), {cols, 1}, nullptr, nullptr, w.ccol.data(), w.row.data(),
-                                  w.perm.data(), 2);
-    for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t r = 0; r < rows && n != 5; ++r) {
-        if (std::isnan(y[n * rows + r])) fail("y[%d, %d] is NaN", int(n), int(r));
-      }
-      for (int64_t c = 0; c < cols && n != 5; ++c) {
-        if (std::isnan(dx[n * cols + c])) fail("dx[%d, %d] is NaN", int(n), int(c));
-      }
-    }
+                                  dx.data(), {cols, 1}, nullptr, nullptr, w.crow.data(), w.col.data(), w.ccol.data(),
+                                  w.row.data(), w.perm.data(), 2);
+    expect_finite_rows(y, rows, marked, "y");
+    expect_finite_rows(dx, cols, marked, "dx");
   });
 }
 
@@ -155,8 +109,16 @@ void check_isolation() {
 void linear_part() {
   each_type([](auto value, auto index) {
     int seed = 1;
-    for (const Case& c : kCases) check<decltype(value), decltype(index)>(c, seed++);
-    check_isolation<decltype(value), decltype(index)>();
+    using T = decltype(value);
+    using Index = decltype(index);
+    for (const Case& c : kCases) check<T, Index>(c, seed++);
+    for (int64_t batch : kBatches) {
+      check<T, Index>({batch, 37, 29, .6}, seed++);  // enough for dx of each thread's own
+      check<T, Index>({batch, 150, 90, .05}, seed++);
+    }
+    // So many non-zeros that larger batches go row by row, too.
+    if (sizeof(T) / 2 == sizeof(Index)) check<T, Index>({sizeof(T) == 4 ? 48 : 20, 300, 500, .95}, seed++);
+    for (int64_t batch : {3, 7, 19, 45}) check_isolation<T, Index>(batch);
   });
 }
 

@@ -15,6 +15,7 @@ int main(int count, char** arguments) {
     void (*run)();
   } parts[] = {{"microkernels", &microkernels_part},
                {"linear", &linear_part},
+               {"bsr_linear", &bsr_linear_part},
                {"conv", &conv_part},
                {"moves", &moves_part},
                {"concurrency", &concurrency_part}};

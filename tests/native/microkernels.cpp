@@ -1,48 +1,13 @@
 // Every microkernel of microkernels.def in every table, by itself: each tile with rows of no, few and many non-zeros,
 // offsets in any unit, pitches with gaps that must stay as they were, with and without bias, from scratch or adding up.
 //
-// check_<op> is found by the operation's name: a new operation in microkernels.def does not compile without one.
-#include "harness.h"
-#include "kernels.h"
+// check_<op> is found by the operation's name: a new operation in microkernels.def does not compile without one, here or,
+// for blocks, in block_microkernels.cpp.
+#include "microkernels.h"
 
 namespace lth {
 namespace test {
 namespace {
-
-// Rows of a sparse matrix by their pointers, with gaps between them as blocks of a reduction have them.
-struct Rows {
-  Array<int32_t> begin, end;
-  int64_t rows, nnz;
-
-  static Rows of(Random& random, int64_t rows) {
-    std::vector<int32_t> begin, end;
-    int32_t at = static_cast<int32_t>(random.below(3));
-    for (int64_t r = 0; r < rows; ++r) {
-      begin.push_back(at);
-      at += static_cast<int32_t>(r % 4 == 2 ? 0 : random.below(14));
-      end.push_back(at);
-      if (r + 1 < rows) at += static_cast<int32_t>(random.below(2));
-    }
-    return {Array<int32_t>(begin), Array<int32_t>(end), rows, at};
-  }
-};
-
-template <class Index>
-int64_t fill_offsets(Random& random, const Array<Index>& offset, int64_t below) {
-  int64_t largest = 0;
-  for (int64_t k = 0; k < offset.size(); ++k) {
-    offset[k] = static_cast<Index>(random.below(below));
-    largest = std::max<int64_t>(largest, offset[k]);
-  }
-  return largest;
-}
-
-struct Shape {
-  int64_t unit, pitch;
-};
-
-// Units and pitches for strips of `width` elements: touching, with gaps, and single elements.
-std::vector<Shape> shapes(int64_t width) { return {{width, width}, {1, width + 3}, {width + 5, 2 * width}}; }
 
 template <class T, class Index>
 void check_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int tile, const char* isa) {
@@ -147,6 +112,102 @@ void check_sddmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int t
   check_gradients(k, ops.sddmm[tile], false, tile, isa);
 }
 
+template <class T, class Index>
+void check_few(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int samples, const char* isa) {
+  if (ops.few[samples] == nullptr) {
+    if (samples < k.lanes) fail("csr_few of %d samples is missing in %s", samples, isa);
+    return;
+  }
+  Random random(static_cast<uint64_t>(200 + samples));
+  for (int64_t rows = 0; rows < 12; ++rows) {
+    const bool ahead = rows & 1, biased = rows & 2;
+    begin_case("%s_csr_few_1x%d_%s__%s rows %d ahead %d bias %d", type_name<T>(), samples, type_name<Index>(), isa,
+               static_cast<int>(rows), ahead, biased);
+    const Rows w = Rows::of(random, rows);
+    const Array<Index> col(w.nnz);
+    const int64_t cols = w.nnz == 0 ? 0 : fill_offsets(random, col, 23) + 1;
+    const Array<T> values(w.nnz), x(cols * samples), bias(rows), y(rows * samples);
+    random.fill(values), random.fill(x), random.fill(bias);
+    ops.few[samples]({x.data(), col.data(), values.data(), w.begin.data(), w.end.data(), rows,
+                      biased ? bias.data() : nullptr, ahead, y.data()});
+    for (int64_t i = 0; i < y.size(); ++i) {
+      const int64_t r = i / samples, lane = i % samples;
+      Sum sum;
+      if (biased) sum.add(bias[r]);
+      for (int32_t n = w.begin[r]; n < w.end[r]; ++n)
+        sum.add(static_cast<double>(values[n]) * x[col[n] * samples + lane]);
+      expect_sum(y[i], sum, "y", r, lane);
+    }
+  }
+}
+
+// csr_fewgrad and csr_scatter, over strips of `width` lanes. What csr_fewgrad takes no notice of is not asked of it.
+template <class T, class Index>
+void check_scattered(void (*kernel)(const ScatterArgs<T, Index>&), int64_t width, bool adds, const char* name) {
+  Random random(static_cast<uint64_t>(300 + width));
+  for (int64_t rows = 0; rows < 16; ++rows) {
+    const bool want_dx = rows % 3 != 0, want_dw = rows % 3 != 1, ahead = rows & 1, accumulate = adds && (rows & 2);
+    begin_case("%s rows %d dx %d dw %d ahead %d accumulate %d", name, static_cast<int>(rows), want_dx, want_dw, ahead,
+               accumulate);
+    const Rows w = Rows::of(random, rows);
+    const Array<Index> col(w.nnz);
+    const int64_t cols = w.nnz == 0 ? 0 : fill_offsets(random, col, 23) + 1;
+    const Array<T> values(want_dx ? w.nnz : 0), x(want_dw ? cols * width : 0), dy(rows * width);
+    const Array<T> dx(want_dx ? cols * width : 0), dx_before(dx.size()), dw(want_dw ? w.nnz : 0), dw_before(dw.size());
+    for (const Array<T>* a : {&values, &x, &dy, &dx_before, &dw_before}) random.fill(*a);
+    std::memcpy(dx.data(), dx_before.data(), static_cast<size_t>(dx.size()) * sizeof(T));
+    if (accumulate) std::memcpy(dw.data(), dw_before.data(), static_cast<size_t>(dw.size()) * sizeof(T));
+    kernel({want_dw ? x.data() : nullptr, dy.data(), col.data(), want_dx ? values.data() : nullptr, w.begin.data(),
+            w.end.data(), rows, ahead, accumulate, want_dx ? dx.data() : nullptr, want_dw ? dw.data() : nullptr});
+    std::vector<Sum> dx_sums(static_cast<size_t>(dx.size()));
+    std::vector<char> touched(static_cast<size_t>(dw.size()));
+    for (int64_t i = 0; i < dx.size(); ++i) dx_sums[static_cast<size_t>(i)].add(dx_before[i]);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int32_t n = w.begin[r]; n < w.end[r]; ++n) {
+        Sum sum;
+        if (accumulate && want_dw) sum.add(dw_before[n]);
+        for (int64_t lane = 0; lane < width; ++lane) {
+          const double g = dy[r * width + lane];
+          if (want_dx) dx_sums[static_cast<size_t>(col[n] * width + lane)].add(values[n] * g);
+          if (want_dw) sum.add(x[col[n] * width + lane] * g);
+        }
+        if (!want_dw) continue;
+        expect_sum(dw[n], sum, "dw", n);
+        touched[static_cast<size_t>(n)] = 1;
+      }
+    }
+    for (int64_t i = 0; i < dx.size(); ++i)
+      expect_sum(dx[i], dx_sums[static_cast<size_t>(i)], "dx", i / width, i % width);
+    for (int64_t n = 0; n < dw.size(); ++n) {
+      if (touched[static_cast<size_t>(n)]) continue;
+      if (accumulate ? dw[n] != dw_before[n] : !is_poison(dw[n])) fail("dw between rows was written, %d", int(n));
+    }
+  }
+}
+
+template <class T, class Index>
+void check_fewgrad(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int samples, const char* isa) {
+  char name[80];
+  std::snprintf(name, sizeof name, "%s_csr_fewgrad_1x%d_%s__%s", type_name<T>(), samples, type_name<Index>(), isa);
+  if (ops.fewgrad[samples] != nullptr) {
+    check_scattered(ops.fewgrad[samples], samples, false, name);
+  } else if (samples < k.lanes) {
+    fail("%s is missing", name);
+  }
+}
+
+template <class T, class Index>
+void check_scatter(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int tile, const char* isa) {
+  char name[80];
+  std::snprintf(name, sizeof name, "%s_csr_scatter_%dx%d_%s__%s", type_name<T>(), tile, static_cast<int>(k.lanes),
+                type_name<Index>(), isa);
+  if (ops.scatter[tile] != nullptr) {
+    check_scattered(ops.scatter[tile], tile * k.lanes, true, name);
+  } else if (tile <= k.scatter_tile) {
+    fail("%s is missing", name);
+  }
+}
+
 template <class T>
 void check_transpose(const Kernels<T>& k, const char* isa) {
   Random random(7);
@@ -192,9 +253,14 @@ template <class T>
 void check_table(const Kernels<T>& k, const char* isa) {
   check_transpose(k, isa);
   check_sum(k, isa);
+  check_block_kernels(k, isa);
 #define LTH_MICROKERNEL(op, tile)  \
   check_##op(k, k.u16, tile, isa); \
   check_##op(k, k.i32, tile, isa);
+#define LTH_FEW(op, samples)          \
+  check_##op(k, k.u16, samples, isa); \
+  check_##op(k, k.i32, samples, isa);
+#define LTH_BSR_MICROKERNEL(op, rows, tile)
 #include "microkernels.def"
 }
 
