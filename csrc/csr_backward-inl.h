@@ -40,17 +40,23 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
       }
       V::add_sums(dw + k, p);
     }
-    for (; k < end; ++k) {
-      const T* const g = dy + static_cast<int64_t>(offset[k]) * unit;
-      const reg v = WantDx ? V::set1(values[k]) : V::zero();
-      reg p = V::zero();
+    if (k < end) {  // up to three, with the sums of four: a loop over them would wait for each sum
+      const int rest = static_cast<int>(end - k);
+      reg p[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        p[j] = V::zero();
+        if (j >= rest) continue;
+        const T* const g = dy + static_cast<int64_t>(offset[k + j]) * unit;
+        const reg v = WantDx ? V::set1(values[k + j]) : V::zero();
 #pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) {
-        const reg gi = V::load(g + i * V::kLanes);
-        if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
-        p = V::fma(gi, x[i], p);
+        for (int i = 0; i < Tile; ++i) {
+          const reg gi = V::keep(V::load(g + i * V::kLanes));
+          if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
+          p[j] = V::fma(gi, x[i], p[j]);
+        }
       }
-      dw[k] += V::sum(p);
+      V::add_sums(dw + k, p, rest);
     }
     if (WantDx) {
 #pragma GCC unroll 8

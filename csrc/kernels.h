@@ -74,6 +74,8 @@ struct Kernels {
   // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n, and zero for m <= i < m_padded.
   void (*transpose)(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded);
   T (*sum)(const T* src, int64_t n);
+  // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
+  void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);
   std::vector<std::string> names;  // one for every microkernel above
 
   template <class Index>

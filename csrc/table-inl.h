@@ -24,6 +24,7 @@ void fill(Kernels<T>& k) {
   k.backward_tile = Vec<T>::kBackwardTile;
   k.transpose = &transpose<T>;
   k.sum = &sum<T>;
+  k.add_runs = &add_runs<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \
   add_##op<T, tile, int32_t>(k.i32);  \
