@@ -22,7 +22,7 @@ struct ImageStrides {  // of an array [n, channels, pixels], in elements
 };
 
 // What is the same for all rows that are packed: their width, and how many of `images` images exist (live).
-struct RowShape {
+struct Images {
   int64_t width, live, images;
 };
 
@@ -48,7 +48,7 @@ void copy_runs(const T* from, int64_t from_pitch, T* to, int64_t to_pitch, int64
 // `rows` consecutive pixel rows from src on, that of image 0, to packed rows row_pitch apart: as pack_row, each of
 // row_lanes elements. temporary: rows * width * images elements.
 template <class T>
-void pack_rows(const Kernels<T>& k, const T* src, const ImageStrides& from, const RowShape& s, const RowMap& map,
+void pack_rows(const Kernels<T>& k, const T* src, const ImageStrides& from, const Images& s, const RowMap& map,
                int64_t rows, T* packed, int64_t row_pitch, int64_t row_lanes, T* temporary) {
   const int64_t images = s.images, start = map.lead * images, end = (map.lead + map.count) * images;
   if (!from.feature_major() && (map.step > 1 || rows == 1 || images == 1 || s.width % k.lanes == 0)) {
@@ -76,7 +76,7 @@ void pack_rows(const Kernels<T>& k, const T* src, const ImageStrides& from, cons
 // zero.
 template <class T>
 void unpack_rows(const Kernels<T>& k, const T* packed, int64_t row_pitch, int64_t phase_pitch,
-                 const std::vector<RowMap>& maps, int64_t rows, const RowShape& s, T* dst, const ImageStrides& to,
+                 const std::vector<RowMap>& maps, int64_t rows, const Images& s, T* dst, const ImageStrides& to,
                  T* temporary) {
   const int64_t images = s.images, phases = static_cast<int64_t>(maps.size());
   if (!to.feature_major() && (maps[0].step > 1 || rows == 1 || images == 1 || s.width % k.lanes == 0)) {

@@ -54,16 +54,24 @@ struct Geometry {
 // registers cover `positions` pixels of each.
 struct RowTiling {
   int64_t images, blocks, tile, strips, lanes, row_lanes;  // row_lanes = strips * lanes >= positions * images
-  double cost;  // of a row of all images, in multiply-adds of registers for each non-zero
+  double cost;  // of a row of all images, in multiply-adds of registers
 };
 
-// `shifts`: whether taps move along the row, so that with fewer images than lanes most loads straddle two cache lines.
-RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_lanes, int64_t widest_tile);
+struct RowShape {
+  int64_t n, positions;
+  int64_t shift;       // how far taps move along the row
+  int64_t bytes;       // what is read again and again, for each pixel of each image
+  double uses;         // non-zeros for each channel
+  bool feature_major;  // the images of a pixel are adjacent in memory
+};
+
+RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_tile);
 
 // A 1x1 convolution without stride and padding does not care where rows end: the same convolution over longer rows,
 // which fill strips without the help of neighbouring images and so need no transposition. Any other convolution is
 // returned as it is.
-ConvSizes join_rows(const ConvSizes& sizes, int64_t vector_lanes, int64_t widest_tile);
+ConvSizes join_rows(const ConvSizes& sizes, int64_t bytes, double uses, bool feature_major, int64_t vector_lanes,
+                    int64_t widest_tile);
 
 // A team as a grid: `rows` parts of the (image block, pixel row) pairs times `channels` parts of the channels. Rows
 // come first, since threads that share rows all pack the same input; channels only where there are too few rows to go

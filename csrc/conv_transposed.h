@@ -18,9 +18,11 @@
 
 namespace lth {
 
-constexpr int64_t kDyBandBytes = 512 << 10;  // of packed dy rows that a thread keeps: half of an L2 cache
-constexpr int64_t kDyBlockBytes = 32 << 10;  // of dy that one block may touch: most of an L1 cache
-constexpr int64_t kDyBlockNonZeros = 8;      // fewer for each channel and block are not worth reloading x and dx
+constexpr int64_t kDyBytes = 768 << 10;     // of packed dy rows that a thread keeps: most of an L2 cache
+constexpr int64_t kRunBytes = 256;          // of one image that are read or written at a time, at least
+constexpr int64_t kLoneRunBytes = 1024;     // likewise where there is one image in a block, and nothing to transpose
+constexpr int64_t kDyBlockBytes = 32 << 10;   // of dy that one block may touch: most of an L1 cache
+constexpr int64_t kDyBlockNonZeros = 24;      // fewer for each channel and block are not worth reloading x and dx
 
 struct Backward {
   Geometry g;
@@ -35,10 +37,12 @@ struct Backward {
   std::vector<RowMap> maps;     // by x phase
   std::vector<int64_t> shifts;  // the vertical ones, ascending, each once
 
-  Backward(const ConvSizes& s, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
+  Backward(const ConvSizes& s, bool feature_major, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
     const Range u = g.x.any;
     const bool moves = g.x.max_shift > 0;
-    t = tile_rows(s.n, u.end - u.begin, moves, vector_lanes, widest);
+    t = tile_rows({s.n, u.end - u.begin, g.x.max_shift, (g.y.max_shift + 1) * s.out_channels * bytes,
+                   static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(1, s.channels)), feature_major},
+                  vector_lanes, widest);
     const int64_t grain = moves ? t.images : round_up(t.images, vector_lanes);
     dy_pitch = round_up(g.x.max_shift * t.images + t.row_lanes, grain);
     // Power-of-two pitches would put all channels into few cache sets.
@@ -46,10 +50,9 @@ struct Backward {
     unit = moves ? t.images : dy_pitch;
     dy_row = s.out_channels * dy_pitch;
     x_row = g.virtual_channels * t.row_lanes;
-    // Bands of whole cache lines of each image.
     const int64_t height = std::max<int64_t>(1, g.y.any.end - g.y.any.begin);
-    band = std::min(height, ceil_div(64, std::max<int64_t>(1, s.width * bytes)));
-    dy_rows = std::max(kDyBandBytes / std::max<int64_t>(1, dy_row * bytes), band + g.y.max_shift);
+    band = std::min(height, ceil_div(t.images == 1 ? kLoneRunBytes : kRunBytes, std::max<int64_t>(1, s.width * bytes)));
+    dy_rows = std::max(kDyBytes / std::max<int64_t>(1, dy_row * bytes), band + g.y.max_shift);
     dy_rows = std::min(dy_rows, round_up(height, band) + g.y.max_shift);
     shifts = g.y.shift;
     std::sort(shifts.begin(), shifts.end());

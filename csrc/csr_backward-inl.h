@@ -13,11 +13,20 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
   const T* const values = a.values;
   const int64_t unit = a.unit;
   T* const dw = a.dw;
+  // Strips that are used where a tensor has them lie far apart: no hardware prefetcher follows.
+  const bool far = a.x_pitch * static_cast<int64_t>(sizeof(T)) >= 2048;
   for (int64_t c = 0; c < a.cols; ++c) {
     int64_t k = a.begin[c];
     const int64_t end = a.end[c];
     const T* const xc = a.x + c * a.x_pitch;
     T* const dxc = WantDx ? a.dx + c * a.dx_pitch : nullptr;
+    if (far) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i) {
+        __builtin_prefetch(xc + 2 * a.x_pitch + i * V::kLanes);
+        if (WantDx) __builtin_prefetch(dxc + 2 * a.dx_pitch + i * V::kLanes, 1);
+      }
+    }
     reg x[Tile], dx[Tile];
 #pragma GCC unroll 8
     for (int i = 0; i < Tile; ++i) {

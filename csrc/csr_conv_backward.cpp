@@ -113,7 +113,11 @@ struct Worker {
 
   template <bool kWrite>
   void ahead(const T* p, const ImageStrides& strides, int64_t pixels) {
-    if (!strides.feature_major()) prefetch<kWrite>(p, strides.image, live, pixels);
+    if (!strides.feature_major()) {
+      prefetch<kWrite>(p, strides.image, live, pixels);
+    } else if (live < s.n) {
+      prefetch<kWrite>(p, strides.pixel, pixels, live);
+    }
   }
 
   // Calls body(first virtual row, rows, first real row) for the rows of [top, top + rows) that lie inside of phase fy.
@@ -297,15 +301,18 @@ void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, cons
                          bool grad_feature_major, bool x_feature_major, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t widest = dvalues != nullptr ? k.backward_tile : k.spmm_tile;
-  const ConvSizes s = join_rows(sizes, k.lanes, widest);
-  const int64_t nnz = s.channels == 0 ? 0 : ccol[s.channels / s.groups * s.kernel_h * s.kernel_w];
+  const bool feature_major = grad_feature_major || x_feature_major;
+  const int64_t nnz = sizes.channels == 0 ? 0 : ccol[sizes.channels / sizes.groups * sizes.kernel_h * sizes.kernel_w];
+  const ConvSizes s = join_rows(sizes, sizes.out_channels * int64_t{sizeof(T)},
+                                static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(1, sizes.channels)),
+                                feature_major, k.lanes, widest);
   if (s.n == 0 || s.out_channels == 0 || s.channels == 0 || s.out_h == 0 || s.out_w == 0) {
     if (dx != nullptr) std::memset(dx, 0, static_cast<size_t>(s.n * s.channels * s.height * s.width) * sizeof(T));
     if (dvalues != nullptr) std::memset(dvalues, 0, static_cast<size_t>(nnz) * sizeof(T));
     if (dbias != nullptr && s.channels > 0) std::memset(dbias, 0, static_cast<size_t>(s.out_channels) * sizeof(T));
     if (s.channels > 0 || dbias == nullptr) return;
   }
-  const Backward b(s, nnz, k.lanes, widest, sizeof(T));
+  const Backward b(s, feature_major, nnz, k.lanes, widest, sizeof(T));
   Tensors<T> to{grad,
                 x,
                 dx,

@@ -31,7 +31,7 @@ struct Forward {
 
   Forward(const ConvSizes& s, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
     const bool shifts = g.x.max_shift > 0;
-    t = tile_rows(s.n, s.out_w, shifts, vector_lanes, widest);
+    t = tile_rows({s.n, s.out_w, g.x.max_shift, 0, 10, false}, vector_lanes, widest);
     const int64_t grain = shifts ? t.images : round_up(t.images, vector_lanes);
     pitch = round_up((s.out_w + g.x.max_shift) * t.images, grain);
     if (pitch * bytes % 512 == 0) pitch += grain;  // power-of-two pitches would put all channels into few cache sets
@@ -197,7 +197,7 @@ void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, con
                         const Index* col, int threads) {
   if (sizes.n == 0 || sizes.out_channels == 0 || sizes.out_h == 0 || sizes.out_w == 0) return;
   const Kernels<T>& k = kernels<T>();
-  const ConvSizes s = join_rows(sizes, k.lanes, k.spmm_tile);
+  const ConvSizes s = join_rows(sizes, 0, 10, false, k.lanes, k.spmm_tile);
   const int64_t nnz = crow[s.out_channels];
   const Forward f(s, nnz, k.lanes, k.spmm_tile, sizeof(T));
   const double work =
