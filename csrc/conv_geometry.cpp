@@ -90,8 +90,8 @@ RowTiling tile_rows(const RowShape& s, int64_t vector_lanes, int64_t widest_tile
     const double computing = (static_cast<double>(t.tile) * straddle + 0.75) * spilt * (s.uses + 4);
     // Packing a register, in the same measure: copied, collected from among the images of a pixel, or transposed.
     const bool whole = s.feature_major ? images >= s.n : images == 1;
-    const double packing = whole ? 6 : s.feature_major ? 40 : 18;
-    t.cost = static_cast<double>(t.blocks * t.strips) * (computing + static_cast<double>(t.tile) * packing);
+    const double packing = static_cast<double>(t.tile) * (whole ? 6 : s.feature_major ? 40 : 30) + 12;
+    t.cost = static_cast<double>(t.blocks * t.strips) * (computing + packing);
     if (best.images == 0 || t.cost < best.cost) best = t;
   };
   for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
