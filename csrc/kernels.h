@@ -12,7 +12,7 @@
 //     bsr_backward  dx[c] = sum_k sum_i values[k][i] * dy_i[offset[k]],  dw[k][i] += <x[c], dy_i[offset[k]]>
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
-// `transpose` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
+// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -152,6 +152,9 @@ struct Kernels {
   void (*bsr_outer)(const BsrOuterArgs<T>&);
   // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n, and zero for m <= i < m_padded.
   void (*transpose)(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded);
+  // `count` runs of `live` values, src_pitch and dst_pitch apart; each run written ends in zeros up to `wide` values.
+  void (*copy_runs)(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch,
+                    int64_t wide);
   T (*sum)(const T* src, int64_t n);
   std::vector<std::string> names;  // one for every microkernel above
 

@@ -105,9 +105,9 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
                         int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
-                        int index_bits, int dtype, int threads) {
+                        bool feature_major, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
-                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,      feature_major};
   lth::check(sizes);
   at_least("threads", threads, 1);
   not_null("crow", crow, true);
@@ -218,7 +218,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
         py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
         py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"),
-        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("index_bits"), py::arg("dtype"),
+        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"), py::arg("index_bits"), py::arg("dtype"),
         py::arg("threads"));
   m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
         py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("n"),

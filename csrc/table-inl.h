@@ -39,6 +39,7 @@ void fill(Kernels<T>& k) {
   k.backward_tile = Vec<T>::kBackwardTile;
   k.bsr_outer = &bsr_outer<T>;
   k.transpose = &transpose<T>;
+  k.copy_runs = &copy_runs<T>;
   k.sum = &sum<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \

@@ -16,6 +16,7 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.strides import empty_activations, is_feature_major
 
 __all__: list[str] = []
 
@@ -78,9 +79,11 @@ def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: S
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
 ) -> Tensor:
-    x = x.contiguous()
+    in_feature_major = is_feature_major(x)
+    x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
-    y = x.new_empty(x.shape[0], shape[0], *tail[-5:-3])
+    y = empty_activations(x, (x.shape[0], shape[0], *tail[-5:-3]), in_feature_major)
+    tail.insert(-3, in_feature_major)
     pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
     return y

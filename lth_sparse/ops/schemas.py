@@ -18,6 +18,7 @@ from torch import Tensor
 from lth_sparse.formats import Dense
 from lth_sparse.ops import reference
 from lth_sparse.ops.library import define
+from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
 __all__ = ["OPS", "OpSet", "compress", "conv_output_size", "expand"]
 
@@ -85,7 +86,7 @@ def _fake_conv2d(
     )
     _check_common(x, values, bias, rows)
     size = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    return x.new_empty(x.shape[0], rows, *size)
+    return empty_activations(x, (x.shape[0], rows, *size), is_feature_major(x))
 
 
 def _fake_conv2d_backward(
@@ -127,7 +128,7 @@ def _define(kind: str) -> OpSet:
         x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv_arguments: Any
     ) -> Tensor:
         layout = reference.layout_of(kind, shape, index, values)
-        return reference.conv2d(x, values, bias, layout, *conv_arguments).contiguous()
+        return kept_format(reference.conv2d(x, values, bias, layout, *conv_arguments), x)
 
     def conv2d_backward(
         grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *conv_arguments: Any

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse import _C
+from lth_sparse.ops.strides import feature_major, is_feature_major
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
 
@@ -178,10 +179,13 @@ class Conv(Index):
         )  # fmt: skip
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int) -> Tensor:
+        """y has the format of x: feature-major or contiguous."""
         y = poisoned((x.shape[0], self.rows, *self.out(x)), x.dtype)
+        if is_feature_major(x):
+            y = feature_major(y)
         _C.csr_conv2d_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
-            *self.sizes(x), self.bits, int(x.dtype == torch.float64), threads,
+            *self.sizes(x), is_feature_major(x), self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return y
 
