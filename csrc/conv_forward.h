@@ -7,9 +7,9 @@
 // A weight knows nothing of this. It has
 //     void prepare(int thread, int team) const;         called by all threads first; complete when all have returned
 //     Range channels(int part, int parts) const;        a fair share of the output channels
-//     void multiply(const T* in, Range channels, int64_t block, T* out, int64_t pitch) const;
+//     void multiply(const T* in, Range channels, int64_t block, Range taps, T* out, int64_t pitch) const;
 // where `in` is the strip that offset 0 stands for, block one of `blocks` of the reduction (all but the first add to
-// out), and channel o is written to out + o * pitch.
+// out), channel o is written to out + o * pitch, and taps with row shifts outside of `taps` meet nothing but padding.
 #pragma once
 
 #include <algorithm>
@@ -51,6 +51,11 @@ struct Forward {
   int64_t tap(int64_t ky, int64_t kx) const {
     const int64_t row = g.y.shift[static_cast<size_t>(ky)] * row_pitch;
     return (row + g.phase_of(ky, kx) * channel_pitch + g.x.shift[static_cast<size_t>(kx)] * t.images) / unit;
+  }
+  // The row shifts at which some phase of the input has pixels for an output row.
+  Range taps(int64_t row) const {
+    return {std::min(std::max<int64_t>(0, g.y.any.begin - row), g.y.max_shift + 1),
+            std::max<int64_t>(0, std::min(g.y.max_shift + 1, g.y.any.end - row))};
   }
   int64_t channel_units() const { return g.phases * channel_pitch / unit; }  // from one channel to the next
   int64_t span() const { return in_elements / unit; }                        // all offsets are below
@@ -113,6 +118,11 @@ struct ForwardWorker {
         }
         if (first == last) continue;
         const T* const src = from.data + c * from.channel + g.y.real(first, fy) * s.width * from.pixel;
+        if (fy == 0 && c + 1 < s.channels) {
+          const int64_t pixels = ((last - first - 1) * g.y.stride + 1) * s.width;
+          if (s.feature_major) prefetch<false>(src + from.channel, 0, 1, pixels * s.n);
+          else prefetch<false>(src + from.channel, from.image, live, pixels);
+        }
         for (int64_t fx = 0; fx < g.x.phases(); ++fx) {
           pack_rows(k, src, from, live, f.t.images, last - first, g.y.stride * s.width, s.width,
                     f.maps[static_cast<size_t>(fx)],
@@ -122,14 +132,15 @@ struct ForwardWorker {
     }
   }
 
-  void compute(int64_t row_in_band, int64_t rows) {
+  void compute(int64_t row_in_band, int64_t top, int64_t rows) {
     const int64_t runs = ceil_div(rows, f.t.joined);
     for (int64_t run = 0; run < runs; ++run) {
+      const Range taps = f.t.joined > 1 ? Range{0, f.g.y.max_shift + 1} : f.taps(top + run);
       const T* const from = in + (row_in_band + run * f.t.joined) * f.row_pitch;
       for (int64_t strip = 0; strip < f.t.strips; ++strip) {
         for (int64_t block = 0; block < f.blocks; ++block) {
-          weight.multiply(from + strip * f.t.lanes, channels, block, out + run * f.out_row + strip * f.t.lanes,
-                          f.out_pitch);
+          weight.multiply(from + strip * f.t.lanes, channels, block, taps,
+                          out + run * f.out_row + strip * f.t.lanes, f.out_pitch);
         }
       }
     }
@@ -158,7 +169,7 @@ struct ForwardWorker {
       pack(top + kept, packed_until, kept);
       for (int64_t row = 0; row < rows; row += f.group) {
         const int64_t here = std::min(f.group, rows - row);
-        compute(row, here);
+        compute(row, top + row, here);
         unpack(top + row, here);
       }
       i += count;

@@ -107,8 +107,9 @@ def csr_conv2d_forward(
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous, or both feature-major: memory ``[channels, height, width, n]`` with n at least 2. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap
-    (ky, kx) of channel ci of the row's group. Padding is zeros, the same on opposite sides.
+    Both contiguous, or both feature-major: memory ``[channels, height, width, n]`` with n at least 2. W is CSR with one
+    row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of the row's
+    group. Padding is zeros, the same on opposite sides.
     """
 
 def csr_conv2d_backward(
