@@ -67,7 +67,8 @@ struct BackwardArgs {
 //     values[at * entry_stride + i * row_stride + j * column_stride],  at = position[k], or k where position is null.
 // So the blocks of a BSR weight are entries as they are stored. Where each column has an offset of its own, entries are
 // single columns and position names them. bias[p * panel_rows + i], or null; accumulate as in SpmmArgs; row i of panel
-// p is written to y + (p * panel_rows + i) * y_pitch.
+// p is written to y + (p * panel_rows + i) * y_pitch. While an entry is computed, the first `prefetch` elements of the
+// next one are fetched.
 template <class T, class Index>
 struct BsrSpmmArgs {
   const T* x;
@@ -80,6 +81,7 @@ struct BsrSpmmArgs {
   int64_t entry_stride;
   int64_t row_stride;
   int64_t column_stride;
+  int64_t prefetch;
   const int32_t* begin;
   const int32_t* end;
   int64_t panels;

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "bsr_linear.h"
 #include "cpu_features.h"
 #include "csr_conv.h"
 #include "csr_linear.h"
@@ -98,6 +99,48 @@ void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
                                        as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
                                        as<T>(dx), {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
                                        as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm), threads);
+  });
+}
+
+void check_bsr(int64_t batch, int64_t rows, int64_t cols, int64_t block_rows, int64_t block_cols, int threads) {
+  check_linear(batch, rows, cols, threads);
+  at_least("block_rows", block_rows, 1);
+  at_least("block_cols", block_cols, 1);
+}
+
+void bsr_linear_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, Pointer y, Pointer crow, Pointer col,
+                        int64_t batch, int64_t rows, int64_t cols, int64_t block_rows, int64_t block_cols,
+                        int64_t x_batch_stride, int64_t x_feature_stride, int64_t y_batch_stride,
+                        int64_t y_feature_stride, int dtype, int threads) {
+  check_bsr(batch, rows, cols, block_rows, block_cols, threads);
+  not_null("crow", crow, true);
+  not_null("x", x, batch > 0 && cols > 0);
+  not_null("y", y, batch > 0 && rows > 0);
+  with_types(dtype, 32, [&](auto value, auto) {
+    using T = typename decltype(value)::type;
+    const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
+                                   as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};
+    lth::bsr_linear_forward<T>({batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, weight,
+                               as<const T>(bias), as<T>(y), {y_batch_stride, y_feature_stride}, threads);
+  });
+}
+
+void bsr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, Pointer dx, Pointer dvalues,
+                         Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows,
+                         int64_t cols, int64_t block_rows, int64_t block_cols, int64_t grad_batch_stride,
+                         int64_t grad_feature_stride, int64_t x_batch_stride, int64_t x_feature_stride,
+                         int64_t dx_batch_stride, int64_t dx_feature_stride, int dtype, int threads) {
+  check_bsr(batch, rows, cols, block_rows, block_cols, threads);
+  not_null("ccol", ccol, true);
+  not_null("grad", grad, batch > 0 && rows > 0);
+  not_null("x", x, batch > 0 && cols > 0 && dvalues != 0);
+  with_types(dtype, 32, [&](auto value, auto) {
+    using T = typename decltype(value)::type;
+    const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask), nullptr,
+                                   nullptr, as<const int32_t>(ccol), as<const int32_t>(row), as<const int32_t>(perm)};
+    lth::bsr_linear_backward<T>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
+                                as<const T>(x), {x_batch_stride, x_feature_stride}, weight, as<T>(dx),
+                                {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias), threads);
   });
 }
 
@@ -214,6 +257,17 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("x_batch_stride"),
         py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("index_bits"),
         py::arg("dtype"), py::arg("threads"));
+  m.def("bsr_linear_forward", &bsr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("mask"),
+        py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"),
+        py::arg("cols"), py::arg("block_rows"), py::arg("block_cols"), py::arg("x_batch_stride"),
+        py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("dtype"),
+        py::arg("threads"));
+  m.def("bsr_linear_backward", &bsr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+        py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
+        py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("block_rows"),
+        py::arg("block_cols"), py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("x_batch_stride"),
+        py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("dtype"),
+        py::arg("threads"));
   m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),
         py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
         py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),

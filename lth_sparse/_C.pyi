@@ -1,4 +1,4 @@
-"""CPU kernels for CSR weights, compiled from ``csrc/``.
+"""CPU kernels for CSR and BSR weights, compiled from ``csrc/``.
 
 Tensors come as addresses (``Tensor.data_ptr()``, 0 for "none"), sizes and strides as element counts. Nothing here looks
 at memory before it is used: ``lth_sparse.ops`` checks shapes, dtypes, devices and index ranges once, then calls. Import
@@ -11,6 +11,10 @@ Common arguments:
 * ``values`` ``[nnz]``, in CSR order; ``bias`` ``[rows]`` or 0; both of the value type.
 * ``crow`` ``[rows + 1]``, ``ccol`` ``[cols + 1]``, ``perm`` ``[nnz]``: int32. ``perm[k]``: CSR position of the k-th
   non-zero in column order. ``col``, ``row`` ``[nnz]``: uint16 or int32, ascending within a row (a column).
+* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row`` and
+  ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
+  entries where it is 0 count as zero whatever is stored there, and their gradient is 0. It is so beyond the edge of
+  the weight, over which the last blocks may reach.
 * ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
 * ``dtype``: 0 for float32, 1 for float64.
 * ``threads``: at least 1; fewer are used where the work is too small to share.
@@ -75,6 +79,64 @@ def csr_linear_backward(
     dx[n, c] = sum over r of W[r, c] grad[n, r];  dvalues[k] = sum over n of grad[n, row of k] x[n, column of k];
     dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
     only, ``values`` for ``dx`` only, ``col`` never.
+    """
+
+def bsr_linear_forward(
+    x: int,
+    values: int,
+    mask: int,
+    bias: int,
+    y: int,
+    crow: int,
+    col: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    block_rows: int,
+    block_cols: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    y_batch_stride: int,
+    y_feature_stride: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y[n, o] = bias[o] + sum over i of W[o, i] x[n, i], strides as in csr_linear_forward.
+
+    A NaN or infinity in ``x[n, i]`` reaches ``y[n, o]`` for all rows o of the blocks that hold column i, also where the
+    entry itself is not live.
+    """
+
+def bsr_linear_backward(
+    grad: int,
+    x: int,
+    values: int,
+    mask: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    block_rows: int,
+    block_cols: int,
+    grad_batch_stride: int,
+    grad_feature_stride: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    dx_batch_stride: int,
+    dx_feature_stride: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of bsr_linear_forward, given ``grad`` ``[batch, rows]``, that of y.
+
+    dx[n, i] = sum over o of W[o, i] grad[n, o];  dvalues = sum over n of grad[n, o] x[n, i] at the live entries;
+    dbias[o] = sum over n of grad[n, o]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
+    only, ``values`` for ``dx`` only.
     """
 
 def csr_conv2d_forward(
