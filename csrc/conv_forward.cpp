@@ -3,8 +3,8 @@
 
 namespace lth {
 
-Forward::Forward(const ConvSizes& s, double entries, double least, int64_t lanes, int64_t widest, int64_t bytes,
-                 int threads)
+Forward::Forward(const ConvSizes& s, int64_t rows, double entries, double least, int64_t lanes, int64_t widest,
+                 int64_t bytes, int threads)
     : g(s) {
   const int64_t max_w = g.x.max_shift, max_h = g.y.max_shift;
   t = tile_plane({s.n, s.out_w, s.out_h, max_w, max_h, g.virtual_channels * bytes, s.out_channels * bytes,
@@ -41,7 +41,7 @@ Forward::Forward(const ConvSizes& s, double entries, double least, int64_t lanes
   out_row = t.joined > 1 ? row_lanes : t.run_lanes;
   out_pitch = t.joined > 1 ? t.run_lanes : group * t.run_lanes;
   if (out_pitch * bytes % 512 == 0) out_pitch += lanes;
-  out_elements = s.out_channels * out_pitch;
+  out_elements = rows * out_pitch;
 
   const int64_t apart = (max_h + 1) * (t.lanes + max_w * t.images);  // read of a virtual channel, rows lying apart
   const int64_t touched =

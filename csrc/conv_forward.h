@@ -43,9 +43,10 @@ struct Forward {
   int64_t block_channels, blocks;  // of the reduction: channels of a group that are read together
   std::vector<RowMap> maps;        // by x phase
 
-  // `block_entries`: so many entries (non-zeros, or columns of a panel) has an output channel (a panel) at the most for
-  // which the reduction is cut into blocks; fewer than `least` for each are not worth reloading the accumulators.
-  Forward(const ConvSizes& s, double entries, double least, int64_t lanes, int64_t widest, int64_t bytes, int threads);
+  // `rows`: output channels that the weight writes, padding to whole panels included. `entries`: how many non-zeros (or
+  // columns) it has for each row (or panel); blocks with fewer than `least` are not worth reloading the accumulators.
+  Forward(const ConvSizes& s, int64_t rows, double entries, double least, int64_t lanes, int64_t widest, int64_t bytes,
+          int threads);
 
   // Offset of a tap on channel 0 of its group from the strip of its output, in units.
   int64_t tap(int64_t ky, int64_t kx) const {

@@ -174,6 +174,43 @@ def csr_conv2d_forward(
     group. Padding is zeros, the same on opposite sides.
     """
 
+def bsr_conv2d_forward(
+    x: int,
+    values: int,
+    mask: int,
+    bias: int,
+    y: int,
+    crow: int,
+    col: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    feature_major: bool,
+    block_rows: int,
+    block_cols: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
+
+    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach over
+    its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which reads it,
+    also where the entry itself is not live.
+    """
+
 def csr_conv2d_backward(
     grad: int,
     x: int,

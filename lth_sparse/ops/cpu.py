@@ -68,11 +68,7 @@ def _linear_backward(
 
 def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
     """What follows the pointers in a call of the convolution kernels: sizes, index width, dtype, threads."""
-    stride, padding, dilation, groups = conv
-    n, channels, height, width = x.shape
-    rows, _, *kernel = shape
-    out = [schemas.conv_output_size((height, width)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    sizes = [n, channels, height, width, rows, groups, *kernel, *stride, *padding, *dilation, *out]
+    sizes = schemas.conv_sizes(x, shape, conv)
     return [*sizes, _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
 
 

@@ -5,6 +5,8 @@ Results have the format of ``x``, feature-major or contiguous (``ops/strides.py`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,5 +56,26 @@ def _linear_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-for _name, _kernel in (("linear_bsr", _linear), ("linear_bsr_backward", _linear_backward)):
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
+) -> Tensor:
+    crow, col, _, _, _, value_mask = index
+    in_feature_major = is_feature_major(x)
+    x = x if in_feature_major else x.contiguous()
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    sizes = schemas.conv_sizes(x, shape, conv)
+    y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
+    _C.bsr_conv2d_forward(
+        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
+        crow.data_ptr(), col.data_ptr(), *sizes, in_feature_major, values.shape[1], values.shape[2],
+        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+for _name, _kernel in (
+    ("linear_bsr", _linear),
+    ("linear_bsr_backward", _linear_backward),
+    ("conv2d_bsr", _conv2d),
+):
     implement(_name, "CPU", kernel_or_reference(_name, _kernel, KERNEL_DTYPES))

@@ -20,7 +20,7 @@ from lth_sparse.ops import reference
 from lth_sparse.ops.library import define
 from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
-__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "expand"]
+__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -38,6 +38,14 @@ class OpSet:
 def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``: one output dimension of a convolution."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def conv_sizes(x: Tensor, shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
+    """n, channels, height, width, out channels, groups; two each of kernel, stride, padding, dilation, output size."""
+    stride, padding, dilation, groups = conv
+    rows, _, *kernel = shape
+    out = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return [*x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out]
 
 
 def filled(reference_tensor: Tensor, gradients: Sequence[Tensor | None]) -> Gradients:
