@@ -67,6 +67,28 @@ struct RowShape {
 
 RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_tile);
 
+// How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone
+// (joined = 1, their strips start at a pixel of their own); shorter ones are joined: packed with their border one after
+// the other, `joined` of them are one run of lanes, where a shift by a row is as constant an offset as one by a pixel,
+// and what is computed for the border between them is thrown away.
+struct PlaneTiling {
+  int64_t images, blocks, joined, tile, strips, lanes, run_lanes;  // run_lanes = strips * lanes
+};
+
+// `width` and `height` in output pixels, and how far taps reach beyond them; `in_bytes`, `out_bytes`: of all packed
+// channels of one pixel of one image.
+struct PlaneShape {
+  int64_t n, width, height, shift_w, shift_h, in_bytes, out_bytes;
+  bool feature_major;  // all images of a pixel adjacent: fewer than a vector of them, but not all, are tedious to collect
+  int threads;
+};
+
+PlaneTiling tile_plane(const PlaneShape& shape, int64_t vector_lanes, int64_t widest_tile);
+
+// To a 1x1 convolution without stride and padding a feature-major tensor is one contiguous image of n times as many
+// pixels. Any other convolution is returned as it is.
+ConvSizes pixels_as_images(const ConvSizes& sizes);
+
 // A 1x1 convolution without stride and padding does not care where rows end: the same convolution over longer rows,
 // which fill strips without the help of neighbouring images and so need no transposition. Any other convolution is
 // returned as it is.

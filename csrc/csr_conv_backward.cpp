@@ -106,7 +106,7 @@ struct Worker {
     const T* const source = to.grad + image * to.y.image + first * s.out_w * to.y.pixel;
     for (int64_t o = 0; o < s.out_channels; ++o) {
       if (o + kAhead < s.out_channels) ahead<false>(source + (o + kAhead) * to.y.channel, to.y, rows * s.out_w);
-      pack_rows(k, source + o * to.y.channel, to.y, {s.out_w, live, b.t.images}, b.dy_map, rows,
+      pack_band(k, source + o * to.y.channel, to.y, {s.out_w, live, b.t.images}, b.dy_map, rows,
                 packed + o * b.dy_pitch, b.dy_row, b.dy_pitch, temporary);
     }
   }
@@ -149,7 +149,7 @@ struct Worker {
           if (c + kAhead < channels.end) ahead<false>(source + (c + kAhead) * to.x.channel, to.x, count * s.width);
           T* p = packed_x + (v - top) * b.x_row + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes;
           for (int64_t fx = 0; fx < g.x.phases(); ++fx, p += b.t.row_lanes) {
-            pack_rows(k, source + c * to.x.channel, to.x, {s.width, live, b.t.images}, b.maps[static_cast<size_t>(fx)],
+            pack_band(k, source + c * to.x.channel, to.x, {s.width, live, b.t.images}, b.maps[static_cast<size_t>(fx)],
                       count, p, b.x_row, b.t.row_lanes, temporary);
           }
         }
@@ -197,7 +197,7 @@ struct Worker {
         T* const target = to.dx + image * to.x.image + real * s.width * to.x.pixel;
         for (int64_t c = channels.begin; c < channels.end; ++c) {
           if (c + kAhead < channels.end) ahead<true>(target + (c + kAhead) * to.x.channel, to.x, count * s.width);
-          unpack_rows(k, packed_dx + (v - top) * b.x_row + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes, b.x_row,
+          unpack_band(k, packed_dx + (v - top) * b.x_row + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes, b.x_row,
                       b.t.row_lanes, b.maps, count, {s.width, live, b.t.images}, target + c * to.x.channel, to.x,
                       temporary);
         }

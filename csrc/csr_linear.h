@@ -8,15 +8,9 @@
 
 #include <cstdint>
 
+#include "strips.h"
+
 namespace lth {
-
-struct LinearSizes {
-  int64_t batch, rows, cols;  // samples, output features, input features
-};
-
-struct Strides {  // of a [batch, features] array, in elements
-  int64_t batch, feature;
-};
 
 // y[n, r] = bias[r] + sum over k in [crow[r], crow[r+1]) of values[k] * x[n, col[k]]; bias may be null.
 template <class T, class Index>

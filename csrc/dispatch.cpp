@@ -5,12 +5,14 @@
 
 namespace lth {
 
-void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes,
-               const char* isa) {
+void add_names(std::vector<std::string>& names, const char* op, int rows, int tile, bool exists, int lanes,
+               int bytes, const char* isa) {
   if (!exists) return;
+  const std::string head = std::string(bytes == 4 ? "f32_" : "f64_") + op + "_" +
+                           (rows > 0 ? std::to_string(rows) + "x" : "") + std::to_string(tile) + "x" +
+                           std::to_string(lanes) + "_";
   for (const char* index : {"u16", "i32"}) {
-    names.push_back(std::string(bytes == 4 ? "f32" : "f64") + "_csr_" + op + "_" + std::to_string(tile) + "x" +
-                    std::to_string(lanes) + "_" + index + "__" + isa);
+    names.push_back(head + index + "__" + isa);
   }
 }
 

@@ -23,6 +23,9 @@ namespace avx2 {
 #include "simd-avx2-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "bsr_spmm-inl.h"
+#include "bsr_backward-inl.h"
+#include "bsr_outer-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace avx2

@@ -33,6 +33,9 @@ namespace avx512 {
 #include "simd-avx512-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "bsr_spmm-inl.h"
+#include "bsr_backward-inl.h"
+#include "bsr_outer-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace avx512

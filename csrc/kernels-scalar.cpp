@@ -8,6 +8,9 @@ namespace scalar {
 #include "simd-scalar-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
+#include "bsr_spmm-inl.h"
+#include "bsr_backward-inl.h"
+#include "bsr_outer-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace scalar

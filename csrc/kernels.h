@@ -6,7 +6,13 @@
 //     csr_spmm      y[r]  = bias[r] + sum_k values[k] * x[offset[k]]                    forward, and dX alone
 //     csr_backward  dx[c] = sum_k values[k] * dy[offset[k]],  dw[k] += <x[c], dy[offset[k]]>   both in one pass over dy
 //     csr_sddmm     the second half only, for layers whose input needs no gradient
-// `transpose` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
+// Where whole blocks of the weight are kept (BSR), R adjacent rows share their columns; R rows by `tile` registers of
+// accumulators then make each strip that is read feed R multiply-adds:
+//     bsr_spmm      y[r + i] = bias[r + i] + sum_k values[k][i] * x[offset[k]], i < R           forward, and dX alone
+//     bsr_backward  dx[c] = sum_k sum_i values[k][i] * dy_i[offset[k]],  dw[k][i] += <x[c], dy_i[offset[k]]>
+//     bsr_sddmm     the second half only
+//     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
+// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +23,8 @@
 
 namespace lth {
 
-constexpr int kMaxTile = 8;  // registers in the widest strip; microkernels.def lists the tiles up to here
+constexpr int kMaxTile = 8;   // registers in the widest strip; microkernels.def lists the tiles up to here
+constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at most, in one call of a bsr kernel
 
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from y (a further block of the reduction) instead of from bias (null: zero).
@@ -55,13 +62,85 @@ struct BackwardArgs {
   T* dw;
 };
 
+// Panels p in [0, panels) of R adjacent rows, panel_rows rows apart: entries [begin[p], end[p]). An entry is `width`
+// columns: column j reads the strip at x + offset[k] * unit + j * x_pitch, and its value in row i of the panel is
+//     values[at * entry_stride + i * row_stride + j * column_stride],  at = position[k], or k where position is null.
+// So the blocks of a BSR weight are entries as they are stored. Where each column has an offset of its own, entries are
+// single columns and position names them. bias[p * panel_rows + i], or null; accumulate as in SpmmArgs; row i of panel
+// p is written to y + (p * panel_rows + i) * y_pitch. While an entry is computed, the first `prefetch` elements of the
+// next one are fetched.
+template <class T, class Index>
+struct BsrSpmmArgs {
+  const T* x;
+  const Index* offset;
+  int64_t unit;
+  int64_t width;
+  int64_t x_pitch;
+  const T* values;
+  const int32_t* position;
+  int64_t entry_stride;
+  int64_t row_stride;
+  int64_t column_stride;
+  int64_t prefetch;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t panels;
+  int64_t panel_rows;
+  const T* bias;
+  bool accumulate;
+  T* y;
+  int64_t y_pitch;
+};
+
+// As BackwardArgs, but an entry is R adjacent rows of dy, dy_pitch elements apart: row i at dy + offset[k] * unit +
+// i * dy_pitch, its value values[k * R + i], its gradient dw[k * R + i].
+template <class T, class Index>
+struct BsrBackwardArgs {
+  const T* x;
+  int64_t x_pitch;
+  const T* dy;
+  const Index* offset;
+  int64_t unit;
+  int64_t dy_pitch;
+  const T* values;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t cols;
+  bool accumulate;
+  T* dx;
+  int64_t dx_pitch;
+  T* dw;
+};
+
+// dw[i * dw_pitch + j] += sum over the `registers` registers of each of the `strips` strips of dy_i * x_j, for i < rows
+// and j < cols: row i of strip s is at dy + s * dy_strip + i * pitch, column j at x + s * x_strip + j * pitch.
+template <class T>
+struct BsrOuterArgs {
+  const T* x;
+  int64_t x_strip;
+  const T* dy;
+  int64_t dy_strip;
+  int64_t pitch;
+  int64_t strips;
+  int64_t registers;
+  int64_t rows;
+  int64_t cols;
+  T* dw;
+  int64_t dw_pitch;
+};
+
 template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
   using Backward = void (*)(const BackwardArgs<T, Index>&);
+  using BsrSpmm = void (*)(const BsrSpmmArgs<T, Index>&);
+  using BsrBackward = void (*)(const BsrBackwardArgs<T, Index>&);
   Spmm spmm[kMaxTile + 1] = {};  // by tile; null where the list or the register file has none
   Backward backward[kMaxTile + 1] = {};
   Backward sddmm[kMaxTile + 1] = {};
+  BsrSpmm bsr_spmm[kMaxPanel + 1][kMaxTile + 1] = {};  // by rows and tile
+  BsrBackward bsr_backward[kMaxPanel + 1][kMaxTile + 1] = {};
+  BsrBackward bsr_sddmm[kMaxPanel + 1][kMaxTile + 1] = {};
 };
 
 template <class T>
@@ -69,10 +148,15 @@ struct Kernels {
   int64_t lanes = 0;      // values in a register
   int64_t spmm_tile = 0;  // widest tile of each kernel
   int64_t backward_tile = 0;
+  int64_t bsr_tile[kMaxPanel + 1] = {};  // widest tile of bsr_spmm with so many rows
   IndexedKernels<T, uint16_t> u16;
   IndexedKernels<T, int32_t> i32;
+  void (*bsr_outer)(const BsrOuterArgs<T>&);
   // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n, and zero for m <= i < m_padded.
   void (*transpose)(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded);
+  // `count` runs of `live` values, src_pitch and dst_pitch apart; each run written ends in zeros up to `wide` values.
+  void (*copy_runs)(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch,
+                    int64_t wide);
   T (*sum)(const T* src, int64_t n);
   // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
   void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);

@@ -59,6 +59,20 @@ void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, in
   }
 }
 
+// `count` runs of `live` values, each ending in zeros up to `wide` values.
+template <class T>
+void copy_runs(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch, int64_t wide) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < count; ++i, src += src_pitch, dst += dst_pitch) {
+    int64_t j = 0;
+    for (; j + V::kLanes <= live; j += V::kLanes) V::store(dst + j, V::load(src + j));
+    for (; j < wide; j += V::kLanes) {
+      const typename V::reg v = j < live ? V::load_part(src + j, static_cast<int>(live - j)) : V::zero();
+      V::store_part(dst + j, v, static_cast<int>(wide - j < V::kLanes ? wide - j : V::kLanes));
+    }
+  }
+}
+
 template <class T>
 T sum(const T* src, int64_t n) {
   using V = Vec<T>;

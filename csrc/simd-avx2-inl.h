@@ -9,6 +9,7 @@ template <>
 struct Vec<float> {
   using reg = __m256;
   static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
   static constexpr int kBackwardTile = 4;  // 4 of x, 4 of dx, 4 sums, the strip read and its value: 14 of 16 registers
 
   static reg zero() { return _mm256_setzero_ps(); }
@@ -68,6 +69,7 @@ template <>
 struct Vec<double> {
   using reg = __m256d;
   static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 16;
   static constexpr int kBackwardTile = 4;
 
   static reg zero() { return _mm256_setzero_pd(); }

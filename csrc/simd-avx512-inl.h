@@ -9,6 +9,7 @@ template <>
 struct Vec<float> {
   using reg = __m512;
   static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
   static constexpr int kBackwardTile = 8;
 
   static reg zero() { return _mm512_setzero_ps(); }
@@ -82,6 +83,7 @@ template <>
 struct Vec<double> {
   using reg = __m512d;
   static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 32;
   static constexpr int kBackwardTile = 8;
 
   static reg zero() { return _mm512_setzero_pd(); }

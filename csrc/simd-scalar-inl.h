@@ -17,6 +17,7 @@ template <class T>
 struct Vec {
   using reg = typename Reg<T>::type;
   static constexpr int kLanes = 16 / sizeof(T);
+  static constexpr int kRegisters = 16;  // that kernels may count on
   static constexpr int kBackwardTile = 4;  // widest strip of the backward kernels that does not spill registers
 
   static reg zero() { return reg{}; }

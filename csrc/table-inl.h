@@ -17,19 +17,45 @@ void add_sddmm(IndexedKernels<T, Index>& k) {
   if constexpr (Tile <= Vec<T>::kBackwardTile) k.sddmm[Tile] = &csr_backward<T, Tile, Index, false>;
 }
 
+template <class T, int R, int Tile, class Index>
+void add_bsr_spmm(IndexedKernels<T, Index>& k) {
+  if constexpr (R * Tile + Tile + 1 <= Vec<T>::kRegisters) k.bsr_spmm[R][Tile] = &bsr_spmm<T, R, Tile, Index>;
+}
+
+template <class T, int R, int Tile, class Index>
+void add_bsr_backward(IndexedKernels<T, Index>& k) {
+  if constexpr (Tile <= Vec<T>::kBackwardTile) k.bsr_backward[R][Tile] = &bsr_backward<T, R, Tile, Index, true>;
+}
+
+template <class T, int R, int Tile, class Index>
+void add_bsr_sddmm(IndexedKernels<T, Index>& k) {
+  if constexpr (Tile <= Vec<T>::kBackwardTile) k.bsr_sddmm[R][Tile] = &bsr_backward<T, R, Tile, Index, false>;
+}
+
 template <class T>
 void fill(Kernels<T>& k) {
   k.lanes = Vec<T>::kLanes;
   k.spmm_tile = kMaxTile;
   k.backward_tile = Vec<T>::kBackwardTile;
+  k.bsr_outer = &bsr_outer<T>;
   k.transpose = &transpose<T>;
+  k.copy_runs = &copy_runs<T>;
   k.sum = &sum<T>;
   k.add_runs = &add_runs<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \
   add_##op<T, tile, int32_t>(k.i32);  \
-  add_names(k.names, #op, tile, k.u16.op[tile] != nullptr, Vec<T>::kLanes, sizeof(T), LTH_ISA);
+  add_names(k.names, "csr_" #op, 0, tile, k.u16.op[tile] != nullptr, Vec<T>::kLanes, sizeof(T), LTH_ISA);
+#define LTH_BSR_MICROKERNEL(op, rows, tile) \
+  add_##op<T, rows, tile, uint16_t>(k.u16); \
+  add_##op<T, rows, tile, int32_t>(k.i32);  \
+  add_names(k.names, #op, rows, tile, k.u16.op[rows][tile] != nullptr, Vec<T>::kLanes, sizeof(T), LTH_ISA);
 #include "microkernels.def"
+  for (int rows = 1; rows <= kMaxPanel; ++rows) {
+    for (int tile = 1; tile <= kMaxTile; ++tile) {
+      if (k.i32.bsr_spmm[rows][tile] != nullptr) k.bsr_tile[rows] = tile;
+    }
+  }
 }
 
 const KernelTable* table() {

@@ -10,8 +10,9 @@
 
 namespace lth {
 
-// "f32_csr_spmm_8x16_u16__avx512" and its int32 sibling, unless the kernel does not exist for this instruction set.
-void add_names(std::vector<std::string>& names, const char* op, int tile, bool exists, int lanes, int bytes,
+// "f32_csr_spmm_8x16_u16__avx512", "f32_bsr_spmm_4x6x16_u16__avx512" where the kernel takes `rows` rows at a time, and
+// their int32 siblings, unless the kernel does not exist for this instruction set.
+void add_names(std::vector<std::string>& names, const char* op, int rows, int tile, bool exists, int lanes, int bytes,
                const char* isa);
 
 // Lives as long as the process: its destructor would be one of those inline functions.

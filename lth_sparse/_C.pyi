@@ -1,4 +1,4 @@
-"""CPU kernels for CSR weights, compiled from ``csrc/``.
+"""CPU kernels for CSR and BSR weights, compiled from ``csrc/``.
 
 Tensors come as addresses (``Tensor.data_ptr()``, 0 for "none"), sizes and strides as element counts. Nothing here looks
 at memory before it is used: ``lth_sparse.ops`` checks shapes, dtypes, devices and index ranges once, then calls. Import
@@ -11,6 +11,10 @@ Common arguments:
 * ``values`` ``[nnz]``, in CSR order; ``bias`` ``[rows]`` or 0; both of the value type.
 * ``crow`` ``[rows + 1]``, ``ccol`` ``[cols + 1]``, ``perm`` ``[nnz]``: int32. ``perm[k]``: CSR position of the k-th
   non-zero in column order. ``col``, ``row`` ``[nnz]``: uint16 or int32, ascending within a row (a column).
+* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row`` and
+  ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
+  entries where it is 0 count as zero whatever is stored there, and their gradient is 0. It is so beyond the edge of
+  the weight, over which the last blocks may reach.
 * ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
 * ``dtype``: 0 for float32, 1 for float64.
 * ``threads``: at least 1; fewer are used where the work is too small to share.
@@ -77,6 +81,64 @@ def csr_linear_backward(
     only, ``values`` for ``dx`` only, ``col`` never.
     """
 
+def bsr_linear_forward(
+    x: int,
+    values: int,
+    mask: int,
+    bias: int,
+    y: int,
+    crow: int,
+    col: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    block_rows: int,
+    block_cols: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    y_batch_stride: int,
+    y_feature_stride: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y[n, o] = bias[o] + sum over i of W[o, i] x[n, i], strides as in csr_linear_forward.
+
+    A NaN or infinity in ``x[n, i]`` reaches ``y[n, o]`` for all rows o of the blocks that hold column i, also where the
+    entry itself is not live.
+    """
+
+def bsr_linear_backward(
+    grad: int,
+    x: int,
+    values: int,
+    mask: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    batch: int,
+    rows: int,
+    cols: int,
+    block_rows: int,
+    block_cols: int,
+    grad_batch_stride: int,
+    grad_feature_stride: int,
+    x_batch_stride: int,
+    x_feature_stride: int,
+    dx_batch_stride: int,
+    dx_feature_stride: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of bsr_linear_forward, given ``grad`` ``[batch, rows]``, that of y.
+
+    dx[n, i] = sum over o of W[o, i] grad[n, o];  dvalues = sum over n of grad[n, o] x[n, i] at the live entries;
+    dbias[o] = sum over n of grad[n, o]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
+    only, ``values`` for ``dx`` only.
+    """
+
 def csr_conv2d_forward(
     x: int,
     values: int,
@@ -100,23 +162,24 @@ def csr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
+    feature_major: bool,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap
-    (ky, kx) of channel ci of the row's group. Padding is zeros, the same on opposite sides.
+    Both contiguous, or both feature-major: memory ``[channels, height, width, n]`` with n at least 2. W is CSR with one
+    row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of the row's
+    group. Padding is zeros, the same on opposite sides.
     """
 
-def csr_conv2d_backward(
-    grad: int,
+def bsr_conv2d_forward(
     x: int,
     values: int,
-    dx: int,
-    dvalues: int,
-    dbias: int,
+    mask: int,
+    bias: int,
+    y: int,
     crow: int,
     col: int,
     n: int,
@@ -135,15 +198,57 @@ def csr_conv2d_backward(
     dilation_w: int,
     out_h: int,
     out_w: int,
+    feature_major: bool,
+    block_rows: int,
+    block_cols: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
+
+    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach over
+    its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which reads it,
+    also where the entry itself is not live.
+    """
+
+def csr_conv2d_backward(
+    grad: int,
+    x: int,
+    values: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    grad_feature_major: bool,
+    x_feature_major: bool,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
-    """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there, all contiguous.
+    """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there.
 
-    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN
-    or infinity in a channel of ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the
-    output that would have read it lies beyond the border.
+    ``grad`` and ``x`` are each contiguous or feature-major, memory ``[C, H, W, N]`` with N >= 2; ``dx`` is like ``x``.
+    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. A NaN or infinity in a channel of
+    ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the output that would have read it
+    lies beyond the border.
     """
 
 def expand(values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, width: int, threads: int) -> None:
@@ -169,7 +274,7 @@ def microkernels() -> list[str]:
     """Names of all microkernels in this build, runnable here or not.
 
     ``f32_csr_spmm_8x16_u16__avx512``: value type, operation, registers by lanes of a strip, index type, instruction
-    set.
+    set. ``f32_bsr_spmm_4x6x16_u16__avx512``: before these, the rows of the weight that share their columns.
     """
 
 def build_info() -> dict[str, str | bool]:

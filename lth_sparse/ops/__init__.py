@@ -7,6 +7,7 @@ kernels), ``cuda`` (Triton kernels) or the reference. ``plan`` decides which lay
 from __future__ import annotations
 
 from lth_sparse.ops import cpu as _cpu  # noqa: F401  # registers the CPU kernels
+from lth_sparse.ops import cpu_bsr as _cpu_bsr  # noqa: F401  # and those for BSR weights
 from lth_sparse.ops import functional
 from lth_sparse.ops.backend import HAS_TRITON, backend_of, use_backend
 

@@ -82,7 +82,8 @@ def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype, dims: 
     if kind == "dense":
         return "torch"
     place = torch.device(device).type
-    if kind == "csr" and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
+    cpp = kind == "csr" or (kind == "bsr" and dims == 2)
+    if cpp and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
         return f"cpu-{_C.isa()}"
     triton = HAS_TRITON and kind == "bsr" and dims == 2 and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"

@@ -117,9 +117,9 @@ def tiles() -> list[tuple[str, str, str, int, int]]:
     found = []
     for name in _C.microkernels():
         rest, isa = name.split("__")
-        dtype, _, operation, tile, index = rest.split("_")
-        registers, lanes = map(int, tile.split("x"))
-        if isa in _C.isas():
+        dtype, layout, operation, tile, index = rest.split("_")
+        if layout == "csr" and isa in _C.isas():
+            registers, lanes = map(int, tile.split("x"))
             found.append((isa, dtype, operation, registers * lanes, int(index[1:])))
     return found
 

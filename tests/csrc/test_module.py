@@ -78,16 +78,18 @@ def test_set_isa_refuses_an_unknown_name_and_changes_nothing(chosen: None) -> No
 def test_names_of_microkernels_say_type_operation_tile_index_and_set() -> None:
     names = _C.microkernels()
     assert len(set(names)) == len(names)
-    pattern = r"f(32|64)_csr_(spmm|backward|sddmm)_[1-8]x(2|4|8|16)_(u16|i32)__(scalar|avx2|avx512)"
+    shape = r"(csr_(spmm|backward|sddmm)_|bsr_(spmm|backward|sddmm)_[1248]x)[1-8]x(2|4|8|16)"
+    pattern = rf"f(32|64)_{shape}_(u16|i32)__(scalar|avx2|avx512)"
     assert all(re.fullmatch(pattern, name) for name in names)
 
 
 @pytest.mark.parametrize("name", _C.isas())
 def test_every_set_has_every_operation_for_both_types_and_both_index_widths(name: str) -> None:
-    have = {re.sub(r"_\dx\d+_", "_", n) for n in _C.microkernels() if n.endswith(f"__{name}")}
+    have = {re.sub(r"_[\dx]+_", "_", n) for n in _C.microkernels() if n.endswith(f"__{name}")}
     assert have == {
-        f"{dtype}_csr_{operation}_{index}__{name}"
+        f"{dtype}_{layout}_{operation}_{index}__{name}"
         for dtype in ("f32", "f64")
+        for layout in ("csr", "bsr")
         for operation in ("spmm", "backward", "sddmm")
         for index in ("u16", "i32")
     }

@@ -1,0 +1,271 @@
+// Two ways, both after packing dy and x:
+// Blocks of few columns (fused): both gradients column by column through the transposed index, as in csr_linear, four
+// rows of a block at a time.
+// Blocks of several columns (split): dX is a forward pass through the transposed index, columns of a block for its rows,
+// and dW an outer product for each block over many strips: each reads a strip for several columns.
+// Where dy is large both go over bands of its rows, so that it is read from L2.
+#include <cstring>
+
+#include "bsr_linear.h"
+#include "bsr_product.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace lth {
+namespace {
+
+constexpr int64_t kQuad = 4;               // rows that the fused backward pass takes at a time
+constexpr int64_t kSplitColumns = 4;       // columns of a block from which on dX and dW are computed apart
+constexpr int64_t kBandBytes = 384 << 10;  // packed dy that stays in L2
+constexpr int64_t kBandColumns = 256;      // columns whose x and dx stay in L2 with it
+constexpr int64_t kOuterRows = 16;         // rows of a block whose dy stay in L1 during an outer product,
+constexpr int64_t kOuterBytes = 24 << 10;  // and the bytes of them, over several strips
+
+// Sums of a thread's share of the features of packed strips, added to what earlier rounds found.
+template <class T>
+void sum_share(const Kernels<T>& k, const T* packed, int64_t strip_size, int64_t strips, int64_t lanes, int64_t rows,
+               bool accumulate, T* sums, int thread, int team) {
+  const Range mine = share(rows, thread, team);
+  for (int64_t r = mine.begin; r < mine.end; ++r) {
+    T total = accumulate ? sums[r] : T(0);
+    for (int64_t strip = 0; strip < strips; ++strip) total += k.sum(packed + strip * strip_size + r * lanes, lanes);
+    sums[r] = total;
+  }
+}
+
+// The columns of the weight with their blocks cut into entries of `rows` rows, `each` of them for a column of a block.
+// Entries are in column order; begin[band * columns + column] is the first of a column in a band of block rows, and
+// band + 1 leads to their end.
+struct Entries {
+  int64_t r, c, first_row, rows, each;
+  int64_t columns, bands, band;  // band: block rows in each of them
+  int32_t* offset;
+  int32_t* begin;
+
+  // Of column `column`, in all bands.
+  int64_t start(const int32_t* ccol, int64_t column) const {
+    const int64_t block = column / c, in = column % c;
+    return each * (c * ccol[block] + (in == 0 ? 0 : in * (ccol[block + 1] - ccol[block])));
+  }
+
+  void find(const int32_t* ccol, const int32_t* row, Range mine) const {
+    for (int64_t column = mine.begin; column < mine.end; ++column) {
+      int64_t at = start(ccol, column), next = 0;
+      for (int64_t i = ccol[column / c]; i < ccol[column / c + 1]; ++i) {
+        for (; next * band <= row[i]; ++next) begin[next * columns + column] = static_cast<int32_t>(at);
+        for (int64_t q = 0; q < each; ++q) offset[at++] = static_cast<int32_t>(row[i] * r + first_row + q * rows);
+      }
+      for (; next <= bands; ++next) begin[next * columns + column] = static_cast<int32_t>(at);
+    }
+  }
+
+  // Calls body(value among those stored, value in column order) for all values of block columns `mine`.
+  template <class Body>
+  void each_value(const int32_t* ccol, const int32_t* perm, Range mine, Body&& body) const {
+    for (int64_t column = mine.begin * c; column < mine.end * c; ++column) {
+      int64_t at = start(ccol, column) * rows;
+      for (int64_t i = ccol[column / c]; i < ccol[column / c + 1]; ++i) {
+        const int64_t stored = (perm[i] * r + first_row) * c + column % c;
+        for (int64_t row = 0; row < each * rows; ++row) body(stored + row * c, at++);
+      }
+    }
+  }
+};
+
+// Both gradients together, or dW alone, for blocks of few columns.
+template <class T>
+void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const BsrWeight<T>& w,
+                    T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
+  const Kernels<T>& k = kernels<T>();
+  const auto& ops = k.template indexed<int32_t>();
+  const int64_t padded_rows = round_up(sizes.rows, w.r), block_cols = ceil_div(sizes.cols, w.c);
+  const int64_t blocks = w.ccol[block_cols], padded_cols = block_cols * w.c, weights = blocks * w.r * w.c;
+  const Tiling t(sizes.batch, k.lanes, k.backward_tile);
+  threads = useful_threads(threads, 2 * work_of(weights, sizes.cols, t));
+  const int64_t round = strips_per_round(t, padded_rows + padded_cols, sizeof(T), threads);
+  const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
+
+  const int64_t grad_row = w.r * t.lanes * static_cast<int64_t>(sizeof(T)), block_rows = padded_rows / w.r;
+  const int64_t bands = std::max<int64_t>(1, ceil_div(block_rows * grad_row, kBandBytes));
+  const int64_t band = ceil_div(block_rows, bands), chunk = bands > 1 ? kBandColumns : kChunk;
+  Entries quads{w.r, w.c, 0, kQuad, w.r / kQuad, padded_cols, bands, band, nullptr, nullptr};
+  Entries singles{w.r, w.c, quads.each * kQuad, 1, w.r % kQuad, padded_cols, bands, band, nullptr, nullptr};
+  const int64_t quad_values = blocks * w.c * quads.each * kQuad;
+
+  Plan plan;
+  const size_t grad_at = plan.add<T>(round * grad_size);
+  const size_t x_at = plan.add<T>(round * x_size);
+  const size_t values_at = plan.add<T>(weights);
+  const size_t dvalues_at = plan.add<T>(weights);
+  const size_t offset_at = plan.add<int32_t>(blocks * w.c * (quads.each + singles.each));
+  const size_t begin_at = plan.add<int32_t>(2 * (bands + 1) * padded_cols);
+  const size_t out_at = plan.add<T>(chunk * t.lanes, threads);
+  const Scratch scratch(plan);
+  T* const packed_grad = scratch.at<T>(grad_at);
+  T* const packed_x = scratch.at<T>(x_at);
+  T* const by_column = scratch.at<T>(values_at);  // those of entries of four rows, then those of single rows
+  T* const dby_column = scratch.at<T>(dvalues_at);
+  quads.offset = scratch.at<int32_t>(offset_at);
+  singles.offset = quads.offset + blocks * w.c * quads.each;
+  quads.begin = scratch.at<int32_t>(begin_at);
+  singles.begin = quads.begin + (bands + 1) * padded_cols;
+
+  parallel(threads, [&](int thread, int team) {
+    T* const out = scratch.at<T>(out_at, chunk * t.lanes, thread);
+    // This thread's alone, in every strip: nobody else adds to their dw.
+    const int64_t row_cost = ceil_div(kBsrRowCost, w.r), weight = blocks + row_cost * block_cols;
+    const int64_t align = std::max<int64_t>(1, cut_alignment(sizes.cols, team) / w.c);
+    const auto cut = [&](int part) { return row_at(w.ccol, block_cols, row_cost, weight * part / team, align); };
+    const Range mine{cut(thread), cut(thread + 1)}, columns{mine.begin * w.c, mine.end * w.c};
+    const auto each_value = [&](auto&& body) {
+      quads.each_value(w.ccol, w.perm, mine, body);
+      singles.each_value(w.ccol, w.perm, mine, [&](int64_t stored, int64_t at) { body(stored, quad_values + at); });
+    };
+    quads.find(w.ccol, w.row, columns);
+    singles.find(w.ccol, w.row, columns);
+    each_value([&](int64_t stored, int64_t at) {
+      if (dx != nullptr) by_column[at] = w.mask == nullptr || w.mask[stored] != 0 ? w.values[stored] : T(0);
+      dby_column[at] = T(0);
+    });
+
+    for (int64_t first = 0; first < t.strips; first += round) {
+      const int64_t strips = std::min(round, t.strips - first);
+      if (first > 0) barrier(team);
+      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team, padded_rows);
+      pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
+      barrier(team);
+      if (dbias != nullptr)
+        sum_share(k, packed_grad, grad_size, strips, t.lanes, sizes.rows, first > 0, dbias, thread, team);
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const T* const g = packed_grad + strip * grad_size;
+        for (int64_t c = columns.begin; c < columns.end; c += chunk) {
+          const int64_t count = std::min(chunk, columns.end - c);
+          const T* const xc = packed_x + strip * x_size + c * t.lanes;
+          for (int64_t b = 0; b < bands; ++b) {
+            if (quads.each > 0) {
+              const int32_t* const begin = quads.begin + b * padded_cols + c;
+              (dx != nullptr ? ops.bsr_backward : ops.bsr_sddmm)[kQuad][t.tile](
+                  {xc, t.lanes, g, quads.offset, t.lanes, t.lanes, by_column, begin, begin + padded_cols, count, b > 0,
+                   out, t.lanes, dby_column});
+            }
+            if (singles.each > 0) {
+              const int32_t* const begin = singles.begin + b * padded_cols + c;
+              (dx != nullptr ? ops.backward : ops.sddmm)[t.tile](
+                  {xc, t.lanes, g, singles.offset, t.lanes, by_column + quad_values, begin, begin + padded_cols, count,
+                   b > 0 || quads.each > 0, out, t.lanes, dby_column + quad_values});
+            }
+          }
+          const int64_t stop = std::min(count, sizes.cols - c);
+          for (int64_t i = 0; dx != nullptr && i < stop; i += kChunk)
+            unpack(k, out + i * t.lanes, std::min(kChunk, stop - i), dx, dxs, sizes.batch, t, first + strip, c + i);
+        }
+      }
+    }
+    each_value([&](int64_t stored, int64_t at) {
+      dvalues[stored] = w.mask == nullptr || w.mask[stored] != 0 ? dby_column[at] : T(0);
+    });
+  });
+}
+
+// dX alone, or dX and dW apart, for blocks of several columns.
+template <class T>
+void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const BsrWeight<T>& w,
+                    T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
+  const Kernels<T>& k = kernels<T>();
+  const int64_t padded_rows = round_up(sizes.rows, w.r), block_cols = ceil_div(sizes.cols, w.c);
+  const int64_t blocks = w.ccol[block_cols], padded_cols = block_cols * w.c, weights = blocks * w.r * w.c;
+  const bool dw = dvalues != nullptr, masked = w.mask != nullptr && dx != nullptr;
+  const Tiling t = tiling_of(k, sizes.batch, w.c);
+  threads = useful_threads(threads, 2 * work_of(weights, sizes.cols, t));
+  const int64_t round = strips_per_round(t, padded_rows + (dw ? padded_cols : 0), sizeof(T), threads);
+  const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
+  const int64_t outer_rows = std::min(w.r, kOuterRows);
+  const int64_t outer_strips =
+      std::max<int64_t>(1, kOuterBytes / (outer_rows * t.lanes * static_cast<int64_t>(sizeof(T))));
+
+  const int64_t band_rows = std::max<int64_t>(
+      1, kBandBytes / (w.r * t.lanes * std::min(outer_strips, t.strips) * static_cast<int64_t>(sizeof(T))));
+
+  Product<T> product{sizes.cols, w.c, w.r, w.ccol, w.row, w.perm, w.values, 1, w.c, nullptr, dx, dxs};
+  Plan plan;
+  const size_t grad_at = plan.add<T>(round * grad_size);
+  const size_t x_at = plan.add<T>(dw ? round * x_size : 0);
+  const size_t out_at = plan.add<T>(product.chunk() * w.c * t.lanes, threads);
+  const size_t values_at = plan.add<T>(masked ? weights : 0);
+  const size_t next_at = plan.add<int32_t>(dw ? block_cols : 0, threads);
+  const Scratch scratch(plan);
+  T* const packed_grad = scratch.at<T>(grad_at);
+  T* const packed_x = scratch.at<T>(x_at);
+  if (masked) product.values = scratch.at<T>(values_at);
+
+  parallel(threads, [&](int thread, int team) {
+    T* const out = scratch.at<T>(out_at, product.chunk() * w.c * t.lanes, thread);
+    // The blocks whose dw this thread computes, the columns they lie in, and the next of them in each of these.
+    const Range mine = share(blocks, thread, team);
+    const auto column_at = [&](int64_t block) { return row_at(w.ccol, block_cols + 1, 0, block + 1) - 1; };
+    const Range columns = mine.begin < mine.end ? Range{column_at(mine.begin), column_at(mine.end - 1) + 1} : Range{0, 0};
+    int32_t* const next = scratch.at<int32_t>(next_at, dw ? block_cols : 0, thread);
+    if (masked) mask_share(w.values, w.mask, weights, scratch.at<T>(values_at), thread, team);
+    for (int64_t first = 0; first < t.strips; first += round) {
+      const int64_t strips = std::min(round, t.strips - first);
+      if (first > 0) barrier(team);
+      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team, padded_rows);
+      if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
+      barrier(team);
+      if (dbias != nullptr)
+        sum_share(k, packed_grad, grad_size, strips, t.lanes, sizes.rows, first > 0, dbias, thread, team);
+      if (dx != nullptr && sizes.cols > 0)
+        product.share_of(k, t, packed_grad, grad_size, sizes.batch, first, strips, out, thread, team);
+      for (int64_t strip = 0; dw && strip < strips; strip += outer_strips) {
+        const int64_t count = std::min(outer_strips, strips - strip);
+        const T* const g = packed_grad + strip * grad_size;
+        const T* const xs_of = packed_x + strip * x_size;
+        std::copy(w.ccol + columns.begin, w.ccol + columns.end, next);
+        if (columns.begin < columns.end) next[0] = static_cast<int32_t>(mine.begin);
+        for (int64_t band = 0; band < padded_rows / w.r; band += band_rows) {
+          for (int64_t c = columns.begin; c < columns.end; ++c) {
+            int32_t& i = next[c - columns.begin];
+            const int64_t stop = std::min<int64_t>(mine.end, w.ccol[c + 1]);
+            for (; i < stop && w.row[i] < band + band_rows; ++i) {
+              T* const dblock = dvalues + w.perm[i] * w.r * w.c;
+              if (first + strip == 0) std::memset(dblock, 0, static_cast<size_t>(w.r * w.c) * sizeof(T));
+              for (int64_t row = 0; row < w.r; row += kOuterRows) {
+                k.bsr_outer({xs_of + c * w.c * t.lanes, x_size, g + (w.row[i] * w.r + row) * t.lanes, grad_size,
+                             t.lanes, count, t.tile, std::min(kOuterRows, w.r - row), w.c, dblock + row * w.c, w.c});
+              }
+            }
+          }
+        }
+      }
+    }
+    for (int64_t i = mine.begin; dw && w.mask != nullptr && i < mine.end; ++i) {
+      for (int64_t at = w.perm[i] * w.r * w.c; at < (w.perm[i] + 1) * w.r * w.c; ++at) {
+        if (w.mask[at] == 0) dvalues[at] = T(0);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void bsr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs,
+                         const BsrWeight<T>& w, T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
+  if (sizes.batch == 0) {
+    const int64_t weights = w.ccol[ceil_div(sizes.cols, w.c)] * w.r * w.c;
+    if (dvalues != nullptr) std::memset(dvalues, 0, static_cast<size_t>(weights) * sizeof(T));
+    if (dbias != nullptr) std::memset(dbias, 0, static_cast<size_t>(sizes.rows) * sizeof(T));
+    return;
+  }
+  const bool fused = dvalues != nullptr && w.c < kSplitColumns;
+  (fused ? &backward_fused<T> : &backward_split<T>)(sizes, grad, gs, x, xs, w, dx, dxs, dvalues, dbias, threads);
+}
+
+#define LTH_INSTANTIATE(T)                                                                                             \
+  template void bsr_linear_backward<T>(const LinearSizes&, const T*, Strides, const T*, Strides, const BsrWeight<T>&,  \
+                                       T*, Strides, T*, T*, int);
+LTH_INSTANTIATE(float)
+LTH_INSTANTIATE(double)
+
+}  // namespace lth

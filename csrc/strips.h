@@ -1,0 +1,111 @@
+// Activations in strips: how a batch is cut into them, and the ways in and out for linear layers, any strides.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace lth {
+
+struct LinearSizes {
+  int64_t batch, rows, cols;  // samples, output features, input features
+};
+
+struct Strides {  // of a [batch, features] array, in elements
+  int64_t batch, feature;
+};
+
+constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
+constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
+
+// How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
+struct Tiling {
+  int64_t tile, lanes, strips;
+
+  Tiling(int64_t batch, int64_t vector_lanes, int64_t widest) {
+    strips = ceil_div(batch, widest * vector_lanes);
+    tile = ceil_div(ceil_div(batch, strips), vector_lanes);
+    lanes = tile * vector_lanes;
+  }
+};
+
+// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
+template <class T>
+void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
+          T* packed) {
+  const int64_t first = strip * t.lanes;
+  const int64_t samples = std::min(t.lanes, batch - first);
+  const T* const from = src + first * s.batch + features.begin * s.feature;
+  T* const to = packed + features.begin * t.lanes;
+  const int64_t count = features.end - features.begin;
+  if (s.feature == 1) {
+    k.transpose(from, s.batch, samples, count, to, t.lanes, t.lanes);
+    return;
+  }
+  for (int64_t f = 0; f < count; ++f) {
+    const T* const p = from + f * s.feature;
+    T* const q = to + f * t.lanes;
+    if (s.batch == 1) {
+      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < samples; ++i) q[i] = p[i * s.batch];
+    }
+    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
+  }
+}
+
+// The way back: `count` features from packed[feature * lanes + lane] to dst, from feature `first_feature` on.
+template <class T>
+void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides d, int64_t batch, const Tiling& t,
+            int64_t strip, int64_t first_feature) {
+  const int64_t first = strip * t.lanes;
+  const int64_t samples = std::min(t.lanes, batch - first);
+  T* const to = dst + first * d.batch + first_feature * d.feature;
+  if (d.feature == 1) {
+    k.transpose(packed, t.lanes, count, samples, to, d.batch, count);
+    return;
+  }
+  for (int64_t f = 0; f < count; ++f) {
+    const T* const p = packed + f * t.lanes;
+    T* const q = to + f * d.feature;
+    if (d.batch == 1) {
+      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = p[i];
+    }
+  }
+}
+
+// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks. `padded` features
+// where that is more: the last ones, all zero, are there for blocks that reach over the edge of the weight.
+template <class T>
+void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
+                int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
+  padded = std::max(features, padded);
+  const int64_t chunks = ceil_div(features, kChunk);
+  const Range mine = share(strips * chunks, thread, threads);
+  for (int64_t i = mine.begin; i < mine.end;) {
+    const int64_t strip = i / chunks;
+    const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
+    const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
+    T* const to = packed + strip * padded * t.lanes;
+    pack(k, src, s, batch, t, first + strip, range, to);
+    if (range.end == features)
+      std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(T));
+    i = stop;
+  }
+}
+
+// Where there are plenty, rows are dealt out in whole chunks: no two threads then write to one cache line of the
+// output.
+inline int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
+
+inline int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
+  const int64_t fit = kRoundBytes / std::max<int64_t>(1, features * t.lanes * bytes);
+  return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
+}
+
+}  // namespace lth

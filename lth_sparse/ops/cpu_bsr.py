@@ -1,0 +1,81 @@
+"""CPU implementations for BSR weights: hand pointers and sizes to ``csrc/bsr_*``, as ``cpu.py`` does for CSR.
+
+Results have the format of ``x``, feature-major or contiguous (``ops/strides.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lth_sparse._C as _C
+from lth_sparse.ops import schemas
+from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.library import implement
+from lth_sparse.ops.strides import empty_activations, is_feature_major
+
+__all__: list[str] = []
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+    rows, cols = shape
+    crow, col, _, _, _, value_mask = index
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    y = empty_activations(x, (x.shape[0], rows), is_feature_major(x))
+    _C.bsr_linear_forward(
+        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
+        crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
+        x.stride(0), x.stride(1), y.stride(0), y.stride(1), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def _linear_backward(
+    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+) -> schemas.Gradients:
+    rows, cols = shape
+    _, _, ccol, row, perm, value_mask = index
+    values = values.contiguous()
+    dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
+    dvalues = values.new_empty(values.shape) if wanted[1] else None
+    dbias = values.new_empty(rows) if wanted[2] else None
+    dx_batch, dx_feature = (0, 0) if dx is None else dx.stride()
+    _C.bsr_linear_backward(
+        grad.data_ptr(), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
+        _pointer(dx), _pointer(dvalues), _pointer(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
+        x.shape[0], rows, cols, values.shape[1], values.shape[2],
+        grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), dx_batch, dx_feature,
+        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return schemas.filled(grad, (dx, dvalues, dbias))
+
+
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
+) -> Tensor:
+    crow, col, _, _, _, value_mask = index
+    in_feature_major = is_feature_major(x)
+    x = x if in_feature_major else x.contiguous()
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    sizes = schemas.conv_sizes(x, shape, conv)
+    y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
+    _C.bsr_conv2d_forward(
+        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
+        crow.data_ptr(), col.data_ptr(), *sizes, in_feature_major, values.shape[1], values.shape[2],
+        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+for _name, _kernel in (
+    ("linear_bsr", _linear),
+    ("linear_bsr_backward", _linear_backward),
+    ("conv2d_bsr", _conv2d),
+):
+    implement(_name, "CPU", kernel_or_reference(_name, _kernel, KERNEL_DTYPES))
