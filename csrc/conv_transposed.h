@@ -37,7 +37,10 @@ struct Backward {
   std::vector<RowMap> maps;     // by x phase
   std::vector<int64_t> shifts;  // the vertical ones, ascending, each once
 
-  Backward(const ConvSizes& s, bool feature_major, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
+  // rows: output channels of an entry, of which blocks take whole ones.
+  Backward(const ConvSizes& s, bool feature_major, int64_t nnz, int64_t rows, int64_t vector_lanes, int64_t widest,
+           int64_t bytes)
+      : g(s) {
     const Range u = g.x.any;
     const bool moves = g.x.max_shift > 0;
     t = tile_rows({s.n, u.end - u.begin, g.x.max_shift, (g.y.max_shift + 1) * s.out_channels * bytes,
@@ -48,7 +51,7 @@ struct Backward {
     // Power-of-two pitches would put all channels into few cache sets.
     if (dy_pitch * bytes % 512 == 0) dy_pitch += grain;
     unit = moves ? t.images : dy_pitch;
-    dy_row = s.out_channels * dy_pitch;
+    dy_row = round_up(s.out_channels, rows) * dy_pitch;
     x_row = g.virtual_channels * t.row_lanes;
     const int64_t height = std::max<int64_t>(1, g.y.any.end - g.y.any.begin);
     band = std::min(height, ceil_div(t.images == 1 ? kLoneRunBytes : kRunBytes, std::max<int64_t>(1, s.width * bytes)));
@@ -73,7 +76,7 @@ struct Backward {
     block_channels = std::max<int64_t>(1, kDyBlockBytes / touched);
     blocks = ceil_div(group_rows, block_channels);
     if (blocks > 1 && nnz < kDyBlockNonZeros * g.virtual_channels * blocks) blocks = 1;
-    block_channels = std::max<int64_t>(1, ceil_div(group_rows, std::max<int64_t>(1, blocks)));
+    block_channels = std::max(rows, round_up(ceil_div(group_rows, std::max<int64_t>(1, blocks)), rows));
     blocks = std::max<int64_t>(1, ceil_div(group_rows, block_channels));
   }
 
@@ -93,12 +96,16 @@ struct Backward {
   }
 };
 
-// The weight in column order, as the layout stores it: column (ci * kernel_h + ky) * kernel_w + kx.
-template <class Index>
+// The weight in column order, as the layout stores it: column (ci * kernel_h + ky) * kernel_w + kx. An entry is one
+// non-zero, or several of neighbouring output channels from `row` on, their values `stride` apart from `perm` on.
+template <class T, class Index>
 struct Transposed {
   const int32_t* ccol;
   const Index* row;
   const int32_t* perm;
+  const T* values;
+  const uint8_t* mask;  // 0 for values that count as zero; null when all are live
+  int64_t stride;
 };
 
 // The taps of an input channel in the order in which its non-zeros are sorted.
@@ -121,22 +128,22 @@ inline std::vector<Tap> taps_of(const ConvSizes& s, const Backward& b) {
   return result;
 }
 
-// The non-zeros sorted by (block of output channels, virtual channel, vertical shift).
+// The entries sorted by (block of output channels, virtual channel, vertical shift).
 template <class T, class Offset>
 struct Sorted {
   Offset* offset;     // into dy, in units
-  T* values;          // null when dx is not wanted
-  int32_t* source;    // position in CSR order
+  T* values;          // those of an entry side by side; null when dx is not wanted
+  int32_t* source;    // position of its first value in the weight
   int32_t* pointers;  // [shifts + 1][buckets + 1]: where the shifts of a bucket begin; in the last row, where it ends
   int32_t* cuts;      // [columns of a group][groups * blocks + 1]: scratch
 
   const int32_t* begin(const Backward& b, int64_t shift) const { return pointers + shift * (b.buckets() + 1); }
 };
 
-// All threads of a team call this together; the result is complete when it returns.
-template <class T, class Index, class Offset>
-void sort(const ConvSizes& s, const Backward& b, const std::vector<Tap>& order, const Transposed<Index>& w,
-          const T* values, const Sorted<T, Offset>& to, int thread, int team) {
+// All threads of a team call this together, with the number of rows of an entry; the result is complete when it returns.
+template <int Rows, class T, class Index, class Offset>
+void sort(const ConvSizes& s, const Backward& b, const std::vector<Tap>& order, const Transposed<T, Index>& w,
+          const Sorted<T, Offset>& to, int thread, int team) {
   const int64_t group_rows = s.out_channels / s.groups, group_channels = s.channels / s.groups;
   const int64_t taps = static_cast<int64_t>(order.size()), segments = s.groups * b.blocks, buckets = b.buckets();
   // Where the rows of each block of each group begin in each column.
@@ -188,7 +195,11 @@ void sort(const ConvSizes& s, const Backward& b, const std::vector<Tap>& order, 
       for (int32_t k = cut[0]; k < cut[1]; ++k, ++position) {
         to.offset[position] = static_cast<Offset>(tap.offset + w.row[k] * (b.dy_pitch / b.unit));
         to.source[position] = w.perm[k];
-        if (to.values != nullptr) to.values[position] = values[w.perm[k]];
+        if (to.values == nullptr) continue;
+        for (int64_t i = 0; i < Rows; ++i) {
+          const int64_t at = w.perm[k] + i * w.stride;
+          to.values[position * Rows + i] = w.mask == nullptr || w.mask[at] != 0 ? w.values[at] : T(0);
+        }
       }
     }
   }

@@ -211,6 +211,46 @@ def bsr_conv2d_forward(
     also where the entry itself is not live.
     """
 
+def bsr_conv2d_backward(
+    grad: int,
+    x: int,
+    values: int,
+    mask: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    grad_feature_major: bool,
+    x_feature_major: bool,
+    block_rows: int,
+    block_cols: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of bsr_conv2d_forward, given ``grad``, that of y; formats and NaN as in csr_conv2d_backward.
+
+    Entries that ``mask`` names 0, and those over the edges of W, count as zero and their gradient is 0. A NaN or infinity
+    in a channel of ``grad`` may reach ``dx`` through each group of four output channels of a block, whichever are live.
+    """
+
 def csr_conv2d_backward(
     grad: int,
     x: int,

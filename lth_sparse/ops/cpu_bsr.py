@@ -73,9 +73,30 @@ def _conv2d(
     return y
 
 
+def _conv2d_backward(
+    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *arguments: Any
+) -> schemas.Gradients:
+    *conv, wanted = arguments
+    _, _, ccol, row, perm, value_mask = index
+    formats = is_feature_major(grad), is_feature_major(x)
+    grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
+    values = values.contiguous()
+    dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
+    dvalues = values.new_empty(values.shape) if wanted[1] else None
+    dbias = values.new_empty(shape[0]) if wanted[2] else None
+    _C.bsr_conv2d_backward(  # type: ignore[call-arg]  # mypy counts a starred argument as one
+        grad.data_ptr(), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
+        _pointer(dx), _pointer(dvalues), _pointer(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
+        *schemas.conv_sizes(x, shape, conv), *formats, values.shape[1], values.shape[2],
+        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return schemas.filled(grad, (dx, dvalues, dbias))
+
+
 for _name, _kernel in (
     ("linear_bsr", _linear),
     ("linear_bsr_backward", _linear_backward),
     ("conv2d_bsr", _conv2d),
+    ("conv2d_bsr_backward", _conv2d_backward),
 ):
     implement(_name, "CPU", kernel_or_reference(_name, _kernel, KERNEL_DTYPES))
