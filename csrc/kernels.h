@@ -27,7 +27,9 @@ constexpr int kMaxTile = 8;   // registers in the widest strip; microkernels.def
 constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at most, in one call of a bsr kernel
 
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
-// accumulate: start from y (a further block of the reduction) instead of from bias (null: zero).
+// accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
+// (null: zero). Registers of a row of y are y_step elements apart, or adjacent where that is 0; those of `from` always
+// are adjacent.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -41,6 +43,9 @@ struct SpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  const T* from = nullptr;
+  int64_t from_pitch = 0;
+  int64_t y_step = 0;
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx

@@ -162,14 +162,14 @@ def csr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    feature_major: bool,
+    feature_major: int,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous, or both feature-major: memory ``[channels, height, width, n]`` with n at least 2. W is CSR with one
+    Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR with one
     row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of the row's
     group. Padding is zeros, the same on opposite sides.
     """
@@ -198,7 +198,7 @@ def bsr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    feature_major: bool,
+    feature_major: int,
     block_rows: int,
     block_cols: int,
     dtype: int,
@@ -206,8 +206,8 @@ def bsr_conv2d_forward(
 ) -> None:
     """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
 
-    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach over
-    its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which reads it,
+    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach
+    over its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which reads it,
     also where the entry itself is not live.
     """
 
