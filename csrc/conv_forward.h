@@ -1,8 +1,8 @@
 // The forward pass of a convolution around any sparse product: packing, the walk over the output, unpacking.
 //
 // Threads share (image block, group of output rows) pairs. A thread walks its groups in bands: it packs the input rows
-// of a band (those shared with the band before are still there), lets the weight multiply each strip of a group into all
-// output channels, and unpacks the finished group. See csr_conv.h for the packing and conv_geometry.h for the strips.
+// of a band (those shared with the band before are still there), lets the weight multiply each strip of a group into
+// all output channels, and unpacks what was not written to its place. See csr_conv.h for the packing and conv_geometry.h for the strips.
 //
 // A weight knows nothing of this. It has
 //     void prepare(int thread, int team) const;         called by all threads first; complete when all have returned
@@ -37,7 +37,8 @@ struct Forward {
   int64_t channel_pitch;  // from one virtual channel to the next
   int64_t unit;           // of the offsets: one pixel of all images, or a whole channel where no tap moves along it
   int64_t row_lanes;      // lanes of a row with its border
-  int64_t out_row, out_pitch;  // elements from one row to the next, from one output channel to the next, before unpacking
+  int64_t out_row;        // elements from one row of the output to the next, before unpacking
+  int64_t out_pitch;      // from one output channel to the next
   int64_t group, band;    // output rows that are unpacked together, packed together
   int64_t groups;         // of each image block
   int64_t in_elements, out_elements;

@@ -113,8 +113,9 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.run_lanes = t.strips * t.lanes;
-    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make most
-    // loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further apart.
+    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make
+    // most loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further
+    // apart.
     const bool shifts = s.shift_w > 0 || (joined > 1 && s.shift_h > 0);
     const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
     const double straddle = shifts ? 1.6 - 0.6 * aligned : 1.0;
