@@ -14,7 +14,7 @@
 namespace lth {
 namespace {
 
-constexpr double kBlockEntries = 10;  // of a panel and a block of the reduction, at the least
+constexpr double kBlockEntries = 40;  // of a panel and a block of the reduction, at the least
 
 template <class T>
 struct BlockWeight {
