@@ -1,5 +1,5 @@
-// 2-D convolutions with a BSR weight: blocks are cut from the matrix [out channels, ci * kernel_h * kernel_w], so that a
-// block is r neighbouring output channels by c neighbouring columns; see csr_conv.h for the columns and the packing.
+// 2-D convolutions with a BSR weight: blocks are cut from the matrix [out channels, ci * kernel_h * kernel_w]: r
+// neighbouring output channels by c neighbouring columns. See csr_conv.h for the columns and the packing.
 #pragma once
 
 #include "bsr_linear.h"

@@ -14,7 +14,7 @@
 namespace lth {
 namespace {
 
-constexpr double kBlockEntries = 10;  // of a panel and a block of the reduction, at the least
+constexpr double kBlockEntries = 40;  // of a panel and a block of the reduction, at the least
 
 template <class T>
 struct BlockWeight {
@@ -67,7 +67,10 @@ struct BlockWeight {
     barrier(team);
   }
 
-  void multiply(const T* in, Range rows, int64_t block, Range taps, T* out, int64_t pitch) const {
+  // bsr_spmm continues where it writes, and writes whole panels.
+  bool in_place(bool adjacent) const { return adjacent && entries.f.blocks == 1 && s.out_channels % w.r == 0; }
+
+  void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
     const auto& spmm = k.i32.bsr_spmm;
     const int64_t height = apart ? 1 : w.r;  // of a panel's list
     const int64_t first = rows.begin / height, count = ceil_div(rows.end - rows.begin, height);
@@ -77,7 +80,7 @@ struct BlockWeight {
       spmm[panel][tile]({in, offset, unit, 1, 0, values + done * w.c, position, 1, w.c, 1, 0,
                          entries.begin(block, taps, first), entries.end(block, taps, first), count, height,
                          bias == nullptr ? nullptr : bias + rows.begin + done, block > 0,
-                         out + (rows.begin + done) * pitch, pitch});
+                         out.to + (rows.begin + done) * out.to_pitch, out.to_pitch});
       done += panel;
     }
   }

@@ -1,8 +1,8 @@
 // Two ways, both after packing dy and x:
 // Blocks of few columns (fused): both gradients column by column through the transposed index, as in csr_linear, four
 // rows of a block at a time.
-// Blocks of several columns (split): dX is a forward pass through the transposed index, columns of a block for its rows,
-// and dW an outer product for each block over many strips: each reads a strip for several columns.
+// Blocks of several columns (split): dX is a forward pass through the transposed index, columns of a block for its
+// rows, and dW an outer product for each block over many strips: each reads a strip for several columns.
 // Where dy is large both go over bands of its rows, so that it is read from L2.
 #include <cstring>
 
@@ -20,7 +20,8 @@ constexpr int64_t kSplitColumns = 4;       // columns of a block from which on d
 constexpr int64_t kBandBytes = 384 << 10;  // packed dy that stays in L2
 constexpr int64_t kBandColumns = 256;      // columns whose x and dx stay in L2 with it
 constexpr int64_t kOuterRows = 16;         // rows of a block whose dy stay in L1 during an outer product,
-constexpr int64_t kOuterBytes = 24 << 10;  // and the bytes of them, over several strips
+constexpr int64_t kOuterBytes = 20 << 10;  // about the bytes of them, over several strips,
+constexpr int64_t kOuterLanes = 384;       // which are enough for the sums over lanes to cost little
 
 // Sums of a thread's share of the features of packed strips, added to what earlier rounds found.
 template <class T>
@@ -178,14 +179,13 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
   const bool dw = dvalues != nullptr, masked = w.mask != nullptr && dx != nullptr;
   const Tiling t = tiling_of(k, sizes.batch, w.c);
   threads = useful_threads(threads, 2 * work_of(weights, sizes.cols, t));
-  const int64_t round = strips_per_round(t, padded_rows + (dw ? padded_cols : 0), sizeof(T), threads);
   const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
-  const int64_t outer_rows = std::min(w.r, kOuterRows);
-  const int64_t outer_strips =
-      std::max<int64_t>(1, kOuterBytes / (outer_rows * t.lanes * static_cast<int64_t>(sizeof(T))));
-
+  const int64_t outer_row = std::min(w.r, kOuterRows) * t.lanes * static_cast<int64_t>(sizeof(T));
+  const int64_t outer_strips = std::min({t.strips, ceil_div(kOuterLanes, t.lanes), kOuterBytes / outer_row + 1});
+  const int64_t round = std::max(strips_per_round(t, padded_rows + (dw ? padded_cols : 0), sizeof(T), threads),
+                                 dw ? outer_strips : 1);
   const int64_t band_rows = std::max<int64_t>(
-      1, kBandBytes / (w.r * t.lanes * std::min(outer_strips, t.strips) * static_cast<int64_t>(sizeof(T))));
+      1, kBandBytes / (w.r * t.lanes * outer_strips * static_cast<int64_t>(sizeof(T))));
 
   Product<T> product{sizes.cols, w.c, w.r, w.ccol, w.row, w.perm, w.values, 1, w.c, nullptr, dx, dxs};
   Plan plan;
@@ -204,7 +204,8 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
     // The blocks whose dw this thread computes, the columns they lie in, and the next of them in each of these.
     const Range mine = share(blocks, thread, team);
     const auto column_at = [&](int64_t block) { return row_at(w.ccol, block_cols + 1, 0, block + 1) - 1; };
-    const Range columns = mine.begin < mine.end ? Range{column_at(mine.begin), column_at(mine.end - 1) + 1} : Range{0, 0};
+    Range columns{0, 0};
+    if (mine.begin < mine.end) columns = {column_at(mine.begin), column_at(mine.end - 1) + 1};
     int32_t* const next = scratch.at<int32_t>(next_at, dw ? block_cols : 0, thread);
     if (masked) mask_share(w.values, w.mask, weights, scratch.at<T>(values_at), thread, team);
     for (int64_t first = 0; first < t.strips; first += round) {

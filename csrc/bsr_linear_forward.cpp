@@ -1,5 +1,6 @@
 // Forward: pack x, then bsr_spmm over this thread's block rows in every strip, unpacking y as it appears. A round is as
-// many strips as fit the scratch memory.
+// many strips as fit the scratch memory. A few samples would leave most lanes of a strip empty: they are taken one by
+// one, with lanes along the blocks.
 #include <cstring>
 
 #include "bsr_linear.h"
@@ -10,30 +11,96 @@
 
 namespace lth {
 
+namespace {
+
+constexpr int64_t kFewSamples = 3;
+constexpr int64_t kFewRowsAtOnce = 32;
+
+// `bias` with zeros for the rows beyond the edge of the weight.
+template <class T>
+void pad_bias(const T* bias, int64_t rows, int64_t padded, T* to) {
+  std::copy(bias, bias + rows, to);
+  std::fill(to + rows, to + padded, T(0));
+}
+
+template <class T>
+void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
+                 Strides ys, int threads) {
+  const Kernels<T>& k = kernels<T>();
+  const int64_t block_rows = ceil_div(sizes.rows, w.r), padded_rows = block_rows * w.r;
+  const int64_t padded_cols = round_up(sizes.cols, w.c), blocks = w.crow[block_rows], weights = blocks * w.r * w.c;
+  threads = useful_threads(threads, static_cast<double>(weights * sizes.batch));
+
+  Plan plan;
+  const size_t x_at = plan.add<T>(padded_cols * sizes.batch);
+  const size_t y_at = plan.add<T>(padded_rows * sizes.batch);
+  const size_t bias_at = plan.add<T>(bias != nullptr ? padded_rows : 0);
+  const size_t values_at = plan.add<T>(w.mask != nullptr ? weights : 0);
+  const Scratch scratch(plan);
+  T* const packed = scratch.at<T>(x_at);
+  T* const out = scratch.at<T>(y_at);
+  for (int64_t n = 0; n < sizes.batch; ++n) {
+    T* const to = packed + n * padded_cols;
+    for (int64_t i = 0; i < sizes.cols; ++i) to[i] = x[n * xs.batch + i * xs.feature];
+    std::fill(to + sizes.cols, to + padded_cols, T(0));
+  }
+  if (bias != nullptr) pad_bias(bias, sizes.rows, padded_rows, scratch.at<T>(bias_at));
+
+  parallel(threads, [&](int thread, int team) {
+    const int64_t weight = blocks + block_rows;
+    const auto cut = [&](int part) { return row_at(w.crow, block_rows, 1, weight * part / team); };
+    const Range mine{cut(thread), cut(thread + 1)};
+    const T* values = w.values;
+    if (w.mask != nullptr) {
+      T* const masked = scratch.at<T>(values_at);
+      const int64_t size = w.r * w.c;
+      for (int64_t i = w.crow[mine.begin] * size; i < w.crow[mine.end] * size; ++i)
+        masked[i] = w.mask[i] != 0 ? w.values[i] : T(0);
+      values = masked;
+    }
+    const int64_t chunk = ceil_div(kFewRowsAtOnce, w.r);  // its weights are read once for all samples
+    for (int64_t b = mine.begin; b < mine.end; b += chunk) {
+      const int64_t count = std::min(chunk, mine.end - b), first = b * w.r;
+      for (int64_t n = 0; n < sizes.batch; ++n) {
+        T* const from = out + n * padded_rows;
+        k.bsr_gemv({packed + n * padded_cols, w.col, values, w.r, w.c, w.crow + b, w.crow + b + 1, count,
+                    bias == nullptr ? nullptr : scratch.at<T>(bias_at) + first, from + first});
+        const int64_t stop = std::min(sizes.rows, first + count * w.r);
+        for (int64_t r = first; r < stop; ++r) y[n * ys.batch + r * ys.feature] = from[r];
+      }
+    }
+  });
+}
+
+}  // namespace
+
 template <class T>
 void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
                         Strides ys, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
+  if (sizes.batch <= kFewSamples && (w.c >= 4 || (w.c == 1 && w.r >= 4))) {
+    forward_few(sizes, x, xs, w, bias, y, ys, threads);
+    return;
+  }
   const Kernels<T>& k = kernels<T>();
   const int64_t padded_rows = round_up(sizes.rows, w.r), padded_cols = round_up(sizes.cols, w.c);
   const int64_t weights = w.crow[padded_rows / w.r] * w.r * w.c;
   const Tiling t = tiling_of(k, sizes.batch, w.r);
   threads = useful_threads(threads, work_of(weights, sizes.rows, t));
   const int64_t round = strips_per_round(t, padded_cols, sizeof(T), threads), strip_size = padded_cols * t.lanes;
-  const bool pad_bias = bias != nullptr && padded_rows > sizes.rows;
+  const bool padded_bias = bias != nullptr && padded_rows > sizes.rows;
 
   Product<T> product{sizes.rows, w.r, w.c, w.crow, w.col, nullptr, w.values, w.c, 1, bias, y, ys};
   Plan plan;
   const size_t packed_at = plan.add<T>(round * strip_size);
   const size_t out_at = plan.add<T>(product.chunk() * w.r * t.lanes, threads);
   const size_t values_at = plan.add<T>(w.mask != nullptr ? weights : 0);
-  const size_t bias_at = plan.add<T>(pad_bias ? padded_rows : 0);
+  const size_t bias_at = plan.add<T>(padded_bias ? padded_rows : 0);
   const Scratch scratch(plan);
   T* const packed = scratch.at<T>(packed_at);
   if (w.mask != nullptr) product.values = scratch.at<T>(values_at);
-  if (pad_bias) {
-    std::memcpy(scratch.at<T>(bias_at), bias, static_cast<size_t>(sizes.rows) * sizeof(T));
-    std::fill(scratch.at<T>(bias_at) + sizes.rows, scratch.at<T>(bias_at) + padded_rows, T(0));
+  if (padded_bias) {
+    pad_bias(bias, sizes.rows, padded_rows, scratch.at<T>(bias_at));
     product.bias = scratch.at<T>(bias_at);
   }
 

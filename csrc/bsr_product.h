@@ -1,5 +1,5 @@
-// What the BSR drivers share: one product of a block matrix with packed activations, which is the forward pass and, with
-// the transposed index, the gradient of the input.
+// What the BSR drivers share: one product of a block matrix with packed activations, which is the forward pass and,
+// with the transposed index, the gradient of the input.
 #pragma once
 
 #include <algorithm>
@@ -11,10 +11,10 @@
 
 namespace lth {
 
-constexpr int64_t kBsrRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
-constexpr int64_t kGroupBytes = 384 << 10;   // packed activations that stay in L2 while the weight passes over them
-constexpr int64_t kFewRows = 4;              // block rows for each thread, below which threads also share out strips
-constexpr int64_t kPrefetchBlock = 64;       // elements of a block from which on prefetching pays
+constexpr int64_t kBsrRowCost = 4;          // a row's own cost, in non-zeros: loading and storing its accumulators
+constexpr int64_t kGroupBytes = 384 << 10;  // packed activations that stay in L2 while the weight passes over them
+constexpr int64_t kFewRows = 4;             // block rows for each thread, below which threads also share out strips
+constexpr int64_t kPrefetchBlock = 64;      // elements of a block from which on prefetching pays
 
 // How many of the `left` rows of a block make the next panel, in strips of `tile` registers.
 template <class T>
@@ -94,7 +94,8 @@ struct Product {
   void share_of(const Kernels<T>& k, const Tiling& t, const T* packed, int64_t strip_size, int64_t batch, int64_t first,
                 int64_t strips, T* buffer, int thread, int team) const {
     const int64_t align = std::max<int64_t>(1, cut_alignment(rows, team) / out_block);
-    int64_t group = std::max<int64_t>(1, kGroupBytes / (strip_size * static_cast<int64_t>(sizeof(T))));
+    const int64_t strip_bytes = std::max<int64_t>(1, strip_size * static_cast<int64_t>(sizeof(T)));
+    int64_t group = std::max<int64_t>(1, kGroupBytes / strip_bytes);
     if (block_rows() < kFewRows * team) group = std::min(group, ceil_div(strips, team));
     const Range mine = share(ceil_div(strips, group) * weight(), thread, team);
     for (int64_t g = mine.begin / weight(); g * weight() < mine.end; ++g) {

@@ -1,5 +1,5 @@
-// y[i] = bias[i] + sum over the entries k of a panel and their columns of values[k][i] * x[offset[k]], for the R adjacent
-// rows i of the weight that share these columns, and one strip of Tile registers.
+// y[i] = bias[i] + sum over the entries k of a panel and their columns of values[k][i] * x[offset[k]], for the R
+// adjacent rows i of the weight that share these columns, and one strip of Tile registers.
 //
 // R x Tile accumulators never leave their registers. A column costs Tile loads and R broadcasts for R x Tile
 // multiply-adds, so that neither the load ports nor the cache that x comes from set the pace, as they do in csr_spmm.

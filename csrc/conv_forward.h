@@ -1,15 +1,16 @@
 // The forward pass of a convolution around any sparse product: packing, the walk over the output, unpacking.
 //
 // Threads share (image block, group of output rows) pairs. A thread walks its groups in bands: it packs the input rows
-// of a band (those shared with the band before are still there), lets the weight multiply each strip of a group into all
-// output channels, and unpacks the finished group. See csr_conv.h for the packing and conv_geometry.h for the strips.
+// of a band (those shared with the band before are still there), lets the weight multiply each strip of a group into
+// all output channels, and unpacks what was not written to its place. See csr_conv.h for the packing and conv_geometry.h for the strips.
 //
 // A weight knows nothing of this. It has
 //     void prepare(int thread, int team) const;         called by all threads first; complete when all have returned
 //     Range channels(int part, int parts) const;        a fair share of the output channels
-//     void multiply(const T* in, Range channels, int64_t block, Range taps, T* out, int64_t pitch) const;
+//     void multiply(const T* in, Range channels, int64_t block, Range taps, const Target<T>& out) const;
+//     bool in_place(bool adjacent) const;               whether `out` may lead to y itself, registers adjacent or not
 // where `in` is the strip that offset 0 stands for, block one of `blocks` of the reduction (all but the first add to
-// out), channel o is written to out + o * pitch, and taps with row shifts outside of `taps` meet nothing but padding.
+// what is there), and taps with row shifts outside of `taps` meet nothing but padding.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +37,8 @@ struct Forward {
   int64_t channel_pitch;  // from one virtual channel to the next
   int64_t unit;           // of the offsets: one pixel of all images, or a whole channel where no tap moves along it
   int64_t row_lanes;      // lanes of a row with its border
-  int64_t out_row, out_pitch;  // elements from one row to the next, from one output channel to the next, before unpacking
+  int64_t out_row;        // elements from one row of the output to the next, before unpacking
+  int64_t out_pitch;      // from one output channel to the next
   int64_t group, band;    // output rows that are unpacked together, packed together
   int64_t groups;         // of each image block
   int64_t in_elements, out_elements;
@@ -60,6 +62,16 @@ struct Forward {
   }
   int64_t channel_units() const { return g.phases * channel_pitch / unit; }  // from one channel to the next
   int64_t span() const { return in_elements / unit; }                        // all offsets are below
+};
+
+// Channel o is read from from + o * from_pitch, by all blocks but the first, and written to to + o * to_pitch.
+template <class T>
+struct Target {
+  const T* from;
+  int64_t from_pitch;
+  T* to;
+  int64_t to_pitch;
+  int64_t to_step;  // between registers, of which each is a pixel; 0 where they are adjacent
 };
 
 // One thread's share of the work.
@@ -133,25 +145,54 @@ struct ForwardWorker {
     }
   }
 
-  void compute(int64_t row_in_band, int64_t top, int64_t rows) {
-    const int64_t runs = ceil_div(rows, f.t.joined);
+  // Where the lanes of a run lie in y as they do here, or a register is a pixel, whole strips are written there at once
+  // by the last block. Lanes of a run of `rows` rows for which that is so.
+  int64_t lanes_in_place(const Images<T>& to, int64_t rows) const {
+    const bool adjacent = to.pixel == f.t.images, pixels = to.pixel > 1 && f.t.images == k.lanes && live == k.lanes;
+    if (to.channel % k.lanes != 0 || !(adjacent || pixels)) return 0;
+    if (!weight.in_place(adjacent)) return 0;
+    if (f.t.joined > 1 && f.row_lanes > s.out_w * f.t.images) return 0;  // a border between rows
+    return (f.t.joined > 1 ? rows : 1) * s.out_w * f.t.images / f.t.lanes * f.t.lanes;
+  }
+
+  void compute(const Images<T>& to, int64_t row_in_band, int64_t top, int64_t rows) {
+    const int64_t runs = ceil_div(rows, f.t.joined), in_place = lanes_in_place(to, rows);
+    const bool adjacent = to.pixel == f.t.images;
     for (int64_t run = 0; run < runs; ++run) {
       const Range taps = f.t.joined > 1 ? Range{0, f.g.y.max_shift + 1} : f.taps(top + run);
       const T* const from = in + (row_in_band + run * f.t.joined) * f.row_pitch;
-      for (int64_t strip = 0; strip < f.t.strips; ++strip) {
+      T* const there = to.data + (top + run) * s.out_w * to.pixel;
+      for (int64_t lane = 0; lane < f.t.run_lanes; lane += f.t.lanes) {
+        T* const here = out + run * f.out_row + lane;
         for (int64_t block = 0; block < f.blocks; ++block) {
-          weight.multiply(from + strip * f.t.lanes, channels, block, taps,
-                          out + run * f.out_row + strip * f.t.lanes, f.out_pitch);
+          Target<T> target{here, f.out_pitch, here, f.out_pitch, 0};
+          if (block + 1 == f.blocks && lane < in_place) {
+            target.to = there + (adjacent ? lane : lane / f.t.images * to.pixel);
+            target.to_pitch = to.channel;
+            target.to_step = adjacent ? 0 : to.pixel;
+          }
+          weight.multiply(from + lane, channels, block, taps, target);
         }
       }
     }
   }
 
-  void unpack(int64_t top, int64_t rows) {
-    const Images<T> to = images_of(s.feature_major, y, s.n, s.out_channels, s.out_h * s.out_w, image);
+  void unpack(const Images<T>& to, int64_t top, int64_t rows) {
+    const int64_t images = f.t.images, row = s.out_w * to.pixel, done = lanes_in_place(to, rows);
+    const int64_t left = (f.t.joined > 1 ? rows : 1) * s.out_w * images - done;  // lanes of each run
     for (int64_t o = channels.begin; o < channels.end; ++o) {
-      unpack_rows(k, out + o * f.out_pitch, f.out_row, rows, s.out_w, live, f.t.images,
-                  to.data + o * to.channel + top * s.out_w * to.pixel, to);
+      const T* packed = out + o * f.out_pitch;
+      T* dst = to.data + o * to.channel + top * row;
+      if (done == 0) {
+        unpack_rows(k, packed, f.out_row, rows, s.out_w, live, images, dst, to);
+        continue;
+      }
+      for (int64_t run = 0; left > 0 && run < rows; run += f.t.joined, packed += f.out_row, dst += row) {
+        if (to.pixel == images)
+          k.copy_runs(packed + done, left, 1, left, dst + done, left, left);
+        else
+          k.copy_runs(packed + done, images, left / images, live, dst + done / images * to.pixel, to.pixel, live);
+      }
     }
   }
 
@@ -164,14 +205,15 @@ struct ForwardWorker {
       const int64_t rows = std::min(count * f.group, s.out_h - top);
       image = i / f.groups * f.t.images;
       live = std::min(f.t.images, s.n - image);
+      const Images<T> to = images_of(s.feature_major, y, s.n, s.out_channels, s.out_h * s.out_w, image);
       const int64_t kept = i > items.begin && top > 0 ? packed_until - top : 0;  // at the end of the band before
       if (kept > 0) keep_rows(f.band, kept);
       packed_until = top + rows + max_shift;
       pack(top + kept, packed_until, kept);
       for (int64_t row = 0; row < rows; row += f.group) {
         const int64_t here = std::min(f.group, rows - row);
-        compute(row, top + row, here);
-        unpack(top + row, here);
+        compute(to, row, top + row, here);
+        unpack(to, top + row, here);
       }
       i += count;
     }

@@ -128,13 +128,15 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.run_lanes = t.strips * t.lanes;
-    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make most
-    // loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further apart.
+    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make
+    // most loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further
+    // apart.
     const bool shifts = s.shift_w > 0 || (joined > 1 && s.shift_h > 0);
     const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
     const double straddle = shifts ? 1.6 - 0.6 * aligned : 1.0;
     const bool copied = s.feature_major ? images == s.n : images == 1;  // rather than transposed or collected
-    const double packing = (images > vector_lanes ? 1.05 : 1.0) * (copied ? 0.85 : 1.0);
+    const double packing = copied ? (images > vector_lanes ? 0.9 : 0.85)
+                                  : (images > vector_lanes ? 1.05 : images < vector_lanes ? 1.2 : 1.0);
     // What one row of pixels needs should stay in an L2 cache.
     const int64_t row_bytes = images * ((1 + s.shift_h) * columns * s.in_bytes + s.width * s.out_bytes);
     const double spilt = joined == 1 && row_bytes > kJoinedBytes ? 1.3 : 1.0;

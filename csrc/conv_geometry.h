@@ -79,7 +79,7 @@ struct PlaneTiling {
 // channels of one pixel of one image.
 struct PlaneShape {
   int64_t n, width, height, shift_w, shift_h, in_bytes, out_bytes;
-  bool feature_major;  // all images of a pixel adjacent: fewer than a vector of them, but not all, are tedious to collect
+  bool feature_major;  // all images of a pixel adjacent: some of them are collected by whole vectors only
   int threads;
 };
 

@@ -21,8 +21,8 @@ struct ConvSizes {
 void check(
     const ConvSizes& sizes);  // std::invalid_argument, naming the size, when they cannot be those of a convolution
 
-// y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; column (ci * kernel_h + ky) * kernel_w + kx of W, ci within the
-// group. bias may be null.
+// y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; column (ci * kernel_h + ky) * kernel_w + kx
+// of W, ci within the group. bias may be null.
 template <class T, class Index>
 void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow,
                         const Index* col, int threads);

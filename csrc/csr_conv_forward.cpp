@@ -51,10 +51,13 @@ struct CsrWeight {
     barrier(team);
   }
 
-  void multiply(const T* in, Range rows, int64_t block, Range taps, T* out, int64_t pitch) const {
+  bool in_place(bool) const { return true; }
+
+  void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
     spmm({in, offset, unit, sorted == nullptr ? values : sorted, entries.begin(block, taps, rows.begin),
           entries.end(block, taps, rows.begin), rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin,
-          block > 0, out + rows.begin * pitch, pitch});
+          block > 0, out.to + rows.begin * out.to_pitch, out.to_pitch, out.from + rows.begin * out.from_pitch,
+          out.from_pitch, out.to_step});
   }
 };
 

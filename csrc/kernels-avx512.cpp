@@ -36,6 +36,7 @@ namespace avx512 {
 #include "bsr_spmm-inl.h"
 #include "bsr_backward-inl.h"
 #include "bsr_outer-inl.h"
+#include "bsr_gemv-inl.h"
 #include "pack-inl.h"
 #include "table-inl.h"
 }  // namespace avx512

@@ -12,7 +12,9 @@
 //     bsr_backward  dx[c] = sum_k sum_i values[k][i] * dy_i[offset[k]],  dw[k][i] += <x[c], dy_i[offset[k]]>
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
-// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
+//     bsr_gemv      y = W x + bias for a single sample
+// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers,
+// threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +29,9 @@ constexpr int kMaxTile = 8;   // registers in the widest strip; microkernels.def
 constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at most, in one call of a bsr kernel
 
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
-// accumulate: start from y (a further block of the reduction) instead of from bias (null: zero).
+// accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
+// (null: zero). Registers of a row of y are y_step elements apart, or adjacent where that is 0; those of `from` always
+// are adjacent.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -41,6 +45,9 @@ struct SpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  const T* from = nullptr;
+  int64_t from_pitch = 0;
+  int64_t y_step = 0;
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
@@ -129,6 +136,22 @@ struct BsrOuterArgs {
   int64_t dw_pitch;
 };
 
+// One sample: y[p * r + i] = bias[p * r + i] + sum over the blocks k in [begin[p], end[p]) and their columns j of
+// values[(k * r + i) * c + j] * x[col[k] * c + j]; bias may be null.
+template <class T>
+struct BsrGemvArgs {
+  const T* x;
+  const int32_t* col;
+  const T* values;
+  int64_t r;
+  int64_t c;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t block_rows;
+  const T* bias;
+  T* y;
+};
+
 template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
@@ -152,6 +175,7 @@ struct Kernels {
   IndexedKernels<T, uint16_t> u16;
   IndexedKernels<T, int32_t> i32;
   void (*bsr_outer)(const BsrOuterArgs<T>&);
+  void (*bsr_gemv)(const BsrGemvArgs<T>&);
   // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n, and zero for m <= i < m_padded.
   void (*transpose)(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded);
   // `count` runs of `live` values, src_pitch and dst_pitch apart; each run written ends in zeros up to `wide` values.

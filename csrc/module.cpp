@@ -151,7 +151,8 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
                         bool feature_major, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
-                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,      feature_major};
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,
+                             feature_major};
   lth::check(sizes);
   at_least("threads", threads, 1);
   not_null("crow", crow, true);

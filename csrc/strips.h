@@ -18,8 +18,12 @@ struct Strides {  // of a [batch, features] array, in elements
   int64_t batch, feature;
 };
 
-constexpr int64_t kChunk = 32;            // features packed or unpacked at a time
-constexpr int64_t kRoundBytes = 8 << 20;  // packed activations kept at once, where the batch is large
+constexpr int64_t kChunk = 32;  // features packed or unpacked at a time
+
+// Packed activations kept at once, where the batch is large: for each thread, so few that they are still in its cache
+// when they are read, and for all.
+constexpr int64_t kRoundBytes = 2 << 20;
+constexpr int64_t kRoundThreads = 4;
 
 // How the batch is cut: `strips` strips of `tile` registers, `lanes` samples each; the last one may be partly empty.
 struct Tiling {
@@ -79,8 +83,8 @@ void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides
   }
 }
 
-// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks. `padded` features
-// where that is more: the last ones, all zero, are there for blocks that reach over the edge of the weight.
+// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks. `padded`
+// features where that is more: the last ones, all zero, are there for blocks that reach over the edge of the weight.
 template <class T>
 void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
                 int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
@@ -104,7 +108,8 @@ void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, con
 inline int64_t cut_alignment(int64_t rows, int threads) { return rows >= 8 * kChunk * threads ? kChunk : 1; }
 
 inline int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes, int threads) {
-  const int64_t fit = kRoundBytes / std::max<int64_t>(1, features * t.lanes * bytes);
+  const int64_t bytes_at_once = kRoundBytes * std::min<int64_t>(threads, kRoundThreads);
+  const int64_t fit = bytes_at_once / std::max<int64_t>(1, features * t.lanes * bytes);
   return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
 }
 

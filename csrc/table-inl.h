@@ -38,6 +38,7 @@ void fill(Kernels<T>& k) {
   k.spmm_tile = kMaxTile;
   k.backward_tile = Vec<T>::kBackwardTile;
   k.bsr_outer = &bsr_outer<T>;
+  k.bsr_gemv = &bsr_gemv<T>;
   k.transpose = &transpose<T>;
   k.copy_runs = &copy_runs<T>;
   k.sum = &sum<T>;

@@ -11,8 +11,8 @@ Common arguments:
 * ``values`` ``[nnz]``, in CSR order; ``bias`` ``[rows]`` or 0; both of the value type.
 * ``crow`` ``[rows + 1]``, ``ccol`` ``[cols + 1]``, ``perm`` ``[nnz]``: int32. ``perm[k]``: CSR position of the k-th
   non-zero in column order. ``col``, ``row`` ``[nnz]``: uint16 or int32, ascending within a row (a column).
-* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row`` and
-  ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
+* BSR: ``values`` ``[nblocks, block_rows, block_cols]`` in block-row-major order; ``crow``, ``col``, ``ccol``, ``row``
+  and ``perm`` as above over blocks, all int32. ``mask`` is uint8 shaped like ``values``, or 0 when every entry is live:
   entries where it is 0 count as zero whatever is stored there, and their gradient is 0. It is so beyond the edge of
   the weight, over which the last blocks may reach.
 * ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
@@ -162,16 +162,16 @@ def csr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    feature_major: bool,
+    feature_major: int,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous, or both feature-major: memory ``[channels, height, width, n]`` with n at least 2. W is CSR with one
-    row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of the row's
-    group. Padding is zeros, the same on opposite sides.
+    Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR
+    with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of
+    the row's group. Padding is zeros, the same on opposite sides.
     """
 
 def bsr_conv2d_forward(
@@ -198,7 +198,7 @@ def bsr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    feature_major: bool,
+    feature_major: int,
     block_rows: int,
     block_cols: int,
     dtype: int,
@@ -206,9 +206,9 @@ def bsr_conv2d_forward(
 ) -> None:
     """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
 
-    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach over
-    its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which reads it,
-    also where the entry itself is not live.
+    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach
+    over its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which
+    reads it, also where the entry itself is not live.
     """
 
 def bsr_conv2d_backward(

@@ -13,6 +13,8 @@ LAYOUT_MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "csr": CSR.from_mask,
     "csr_narrow": lambda mask: CSR.from_mask(mask).narrow(),
     "bsr": lambda mask: BSR.from_mask(mask, (4, 3), "zeros"),
+    "bsr_vector": lambda mask: BSR.from_mask(mask, (4, 1), "zeros"),
+    "bsr_wide": lambda mask: BSR.from_mask(mask, (8, 8), "zeros"),
     "dense": Dense.from_mask,
 }
 

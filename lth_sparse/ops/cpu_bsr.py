@@ -65,11 +65,9 @@ def _conv2d(
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     sizes = schemas.conv_sizes(x, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
-    _C.bsr_conv2d_forward(
-        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
-        crow.data_ptr(), col.data_ptr(), *sizes, in_feature_major, values.shape[1], values.shape[2],
-        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
-    )  # fmt: skip
+    pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
+    tail = [in_feature_major, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    _C.bsr_conv2d_forward(*(pointers + sizes + tail))
     return y
 
 
