@@ -238,8 +238,8 @@ def bsr_conv2d_backward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    grad_feature_major: bool,
-    x_feature_major: bool,
+    grad_feature_major: int,
+    x_feature_major: int,
     block_rows: int,
     block_cols: int,
     dtype: int,
@@ -247,8 +247,9 @@ def bsr_conv2d_backward(
 ) -> None:
     """Gradients of bsr_conv2d_forward, given ``grad``, that of y; formats and NaN as in csr_conv2d_backward.
 
-    Entries that ``mask`` names 0, and those over the edges of W, count as zero and their gradient is 0. A NaN or infinity
-    in a channel of ``grad`` may reach ``dx`` through each group of four output channels of a block, whichever are live.
+    Entries that ``mask`` names 0, and those over the edges of W, count as zero and their gradient is 0. A NaN or
+    infinity in a channel of ``grad`` may reach ``dx`` through each group of four output channels of a block, whichever
+    are live.
     """
 
 def csr_conv2d_backward(
@@ -277,8 +278,8 @@ def csr_conv2d_backward(
     dilation_w: int,
     out_h: int,
     out_w: int,
-    grad_feature_major: bool,
-    x_feature_major: bool,
+    grad_feature_major: int,
+    x_feature_major: int,
     index_bits: int,
     dtype: int,
     threads: int,

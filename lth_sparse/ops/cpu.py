@@ -95,8 +95,9 @@ def _conv2d_backward(
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (shape[0],))
     tail = _conv_tail(x, index, shape, conv)
+    tail[-3:-3] = formats
     pointers = [_pointer(tensor) for tensor in (grad, x, values, dx, dvalues, dbias, *index[2:])]
-    _C.csr_conv2d_backward(*pointers, *tail[:-3], *formats, *tail[-3:])
+    _C.csr_conv2d_backward(*(pointers + tail))
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

@@ -82,12 +82,10 @@ def _conv2d_backward(
     dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
     dvalues = values.new_empty(values.shape) if wanted[1] else None
     dbias = values.new_empty(shape[0]) if wanted[2] else None
-    _C.bsr_conv2d_backward(  # type: ignore[call-arg]  # mypy counts a starred argument as one
-        grad.data_ptr(), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
-        _pointer(dx), _pointer(dvalues), _pointer(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
-        *schemas.conv_sizes(x, shape, conv), *formats, values.shape[1], values.shape[2],
-        KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
-    )  # fmt: skip
+    tensors = (grad, x, values, value_mask, dx, dvalues, dbias, ccol, row, perm)
+    sizes = [*schemas.conv_sizes(x, shape, conv), *formats, *values.shape[1:]]
+    codes = [KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    _C.bsr_conv2d_backward(*([_pointer(tensor) for tensor in tensors] + sizes + codes))
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

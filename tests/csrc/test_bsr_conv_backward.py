@@ -1,4 +1,4 @@
-"""bsr_conv2d_backward: gradients of block-sparse convolutions against dense fp64, blocks of all shapes, both formats."""
+"""bsr_conv2d_backward: block-sparse gradients against dense fp64, blocks of all shapes, both formats."""
 
 from __future__ import annotations
 
