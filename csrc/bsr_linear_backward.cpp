@@ -4,6 +4,7 @@
 // Blocks of several columns (split): dX is a forward pass through the transposed index, columns of a block for its
 // rows, and dW an outer product for each block over many strips: each reads a strip for several columns.
 // Where dy is large both go over bands of its rows, so that it is read from L2.
+#include <algorithm>
 #include <cstring>
 
 #include "bsr_linear.h"
@@ -15,7 +16,7 @@
 namespace lth {
 namespace {
 
-constexpr int64_t kQuad = 4;               // rows that the fused backward pass takes at a time
+constexpr int kQuad = 4;                   // rows that the fused backward pass takes at a time
 constexpr int64_t kSplitColumns = 4;       // columns of a block from which on dX and dW are computed apart
 constexpr int64_t kBandBytes = 384 << 10;  // packed dy that stays in L2
 constexpr int64_t kBandColumns = 256;      // columns whose x and dx stay in L2 with it
@@ -35,42 +36,83 @@ void sum_share(const Kernels<T>& k, const T* packed, int64_t strip_size, int64_t
   }
 }
 
-// The columns of the weight with their blocks cut into entries of `rows` rows, `each` of them for a column of a block.
-// Entries are in column order; begin[band * columns + column] is the first of a column in a band of block rows, and
-// band + 1 leads to their end.
+// The columns of the weight with their blocks cut into entries of Rows rows, `each` of them for a column of a block,
+// from row `first_row` of the block on. Entries are in column order; begin[band * columns + column] is the first of a
+// column in a band of block rows, and band + 1 leads to their end.
+template <class T, int Rows>
 struct Entries {
-  int64_t r, c, first_row, rows, each;
+  const BsrWeight<T>& w;
+  int64_t first_row, each;
   int64_t columns, bands, band;  // band: block rows in each of them
-  int32_t* offset;
-  int32_t* begin;
+  int32_t* offset = nullptr;
+  int32_t* begin = nullptr;
+  T* values = nullptr;   // [entries, Rows]
+  T* dvalues = nullptr;  // likewise
 
-  // Of column `column`, in all bands.
-  int64_t start(const int32_t* ccol, int64_t column) const {
-    const int64_t block = column / c, in = column % c;
-    return each * (c * ccol[block] + (in == 0 ? 0 : in * (ccol[block + 1] - ccol[block])));
-  }
+  // 4x1 blocks are entries as they are stored.
+  bool direct() const { return w.c == 1 && w.r == Rows && each == 1; }
 
-  void find(const int32_t* ccol, const int32_t* row, Range mine) const {
-    for (int64_t column = mine.begin; column < mine.end; ++column) {
-      int64_t at = start(ccol, column), next = 0;
-      for (int64_t i = ccol[column / c]; i < ccol[column / c + 1]; ++i) {
-        for (; next * band <= row[i]; ++next) begin[next * columns + column] = static_cast<int32_t>(at);
-        for (int64_t q = 0; q < each; ++q) offset[at++] = static_cast<int32_t>(row[i] * r + first_row + q * rows);
+  // Finds offset and begin for these block columns.
+  void find(Range mine) const {
+    if (each == 0) return;
+    for (int64_t c = mine.begin; c < mine.end; ++c) {
+      const int32_t* const rows = w.row + w.ccol[c];
+      const int64_t count = w.ccol[c + 1] - w.ccol[c];
+      for (int64_t b = 0; b <= bands; ++b) {
+        int64_t before = b == 0 ? 0 : count;
+        if (b > 0 && b < bands) before = std::lower_bound(rows, rows + count, b * band) - rows;
+        for (int64_t j = 0; j < w.c; ++j) {
+          begin[b * columns + c * w.c + j] = static_cast<int32_t>(each * (w.ccol[c] * w.c + j * count + before));
+        }
       }
-      for (; next <= bands; ++next) begin[next * columns + column] = static_cast<int32_t>(at);
+      for (int64_t j = 0, at = each * w.ccol[c] * w.c; j < w.c; ++j) {
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t q = 0; q < each; ++q) offset[at++] = static_cast<int32_t>(rows[i] * w.r + first_row + q * Rows);
+        }
+      }
     }
   }
 
-  // Calls body(value among those stored, value in column order) for all values of block columns `mine`.
+  // Calls body(first value of an entry among those stored, in column order) for all entries of these block columns.
   template <class Body>
-  void each_value(const int32_t* ccol, const int32_t* perm, Range mine, Body&& body) const {
-    for (int64_t column = mine.begin * c; column < mine.end * c; ++column) {
-      int64_t at = start(ccol, column) * rows;
-      for (int64_t i = ccol[column / c]; i < ccol[column / c + 1]; ++i) {
-        const int64_t stored = (perm[i] * r + first_row) * c + column % c;
-        for (int64_t row = 0; row < each * rows; ++row) body(stored + row * c, at++);
+  void each_entry(Range mine, Body&& body) const {
+    for (int64_t c = mine.begin; c < mine.end; ++c) {
+      for (int64_t j = 0, at = each * w.ccol[c] * w.c * Rows; j < w.c; ++j) {
+        for (int64_t i = w.ccol[c]; i < w.ccol[c + 1]; ++i) {
+          const int64_t stored = (w.perm[i] * w.r + first_row) * w.c + j;
+          for (int64_t q = 0; q < each; ++q, at += Rows) body(stored + q * Rows * w.c, at);
+        }
       }
     }
+  }
+
+  T live(T value, int64_t stored) const { return w.mask == nullptr || w.mask[stored] != 0 ? value : T(0); }
+
+  void gather(Range mine) const {
+    if (direct() && w.mask == nullptr) {
+      for (int64_t i = w.ccol[mine.begin]; i < w.ccol[mine.end]; ++i)
+        std::memcpy(values + i * Rows, w.values + w.perm[i] * int64_t{Rows}, Rows * sizeof(T));
+      return;
+    }
+    each_entry(mine, [&](int64_t stored, int64_t at) {
+      for (int i = 0; i < Rows; ++i) values[at + i] = live(w.values[stored + i * w.c], stored + i * w.c);
+    });
+  }
+
+  void clear(Range mine) const {
+    const int64_t size = each * w.c * Rows;
+    std::fill(dvalues + w.ccol[mine.begin] * size, dvalues + w.ccol[mine.end] * size, T(0));
+  }
+
+  void scatter(Range mine, T* to) const {
+    if (direct() && w.mask == nullptr) {
+      for (int64_t i = w.ccol[mine.begin]; i < w.ccol[mine.end]; ++i)
+        std::memcpy(to + w.perm[i] * int64_t{Rows}, dvalues + i * Rows, Rows * sizeof(T));
+      return;
+    }
+    each_entry(mine, [&](int64_t stored, int64_t at) {
+      for (int i = 0; i < Rows; ++i) to[stored + i * w.c] = live(dvalues[at + i], stored + i * w.c);
+    });
   }
 };
 
@@ -88,10 +130,10 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
   const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
 
   const int64_t grad_row = w.r * t.lanes * static_cast<int64_t>(sizeof(T)), block_rows = padded_rows / w.r;
-  const int64_t bands = std::max<int64_t>(1, ceil_div(block_rows * grad_row, kBandBytes));
+  const int64_t bands = grad_row * block_rows <= 2 * kBandBytes ? 1 : ceil_div(grad_row * block_rows, kBandBytes);
   const int64_t band = ceil_div(block_rows, bands), chunk = bands > 1 ? kBandColumns : kChunk;
-  Entries quads{w.r, w.c, 0, kQuad, w.r / kQuad, padded_cols, bands, band, nullptr, nullptr};
-  Entries singles{w.r, w.c, quads.each * kQuad, 1, w.r % kQuad, padded_cols, bands, band, nullptr, nullptr};
+  Entries<T, kQuad> quads{w, 0, w.r / kQuad, padded_cols, bands, band};
+  Entries<T, 1> singles{w, quads.each * kQuad, w.r % kQuad, padded_cols, bands, band};
   const int64_t quad_values = blocks * w.c * quads.each * kQuad;
 
   Plan plan;
@@ -105,8 +147,10 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
-  T* const by_column = scratch.at<T>(values_at);  // those of entries of four rows, then those of single rows
-  T* const dby_column = scratch.at<T>(dvalues_at);
+  quads.values = scratch.at<T>(values_at);
+  singles.values = quads.values + quad_values;
+  quads.dvalues = scratch.at<T>(dvalues_at);
+  singles.dvalues = quads.dvalues + quad_values;
   quads.offset = scratch.at<int32_t>(offset_at);
   singles.offset = quads.offset + blocks * w.c * quads.each;
   quads.begin = scratch.at<int32_t>(begin_at);
@@ -119,16 +163,13 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
     const int64_t align = std::max<int64_t>(1, cut_alignment(sizes.cols, team) / w.c);
     const auto cut = [&](int part) { return row_at(w.ccol, block_cols, row_cost, weight * part / team, align); };
     const Range mine{cut(thread), cut(thread + 1)}, columns{mine.begin * w.c, mine.end * w.c};
-    const auto each_value = [&](auto&& body) {
-      quads.each_value(w.ccol, w.perm, mine, body);
-      singles.each_value(w.ccol, w.perm, mine, [&](int64_t stored, int64_t at) { body(stored, quad_values + at); });
+    const auto prepare = [&](const auto& entries) {
+      entries.find(mine);
+      entries.clear(mine);
+      if (dx != nullptr) entries.gather(mine);
     };
-    quads.find(w.ccol, w.row, columns);
-    singles.find(w.ccol, w.row, columns);
-    each_value([&](int64_t stored, int64_t at) {
-      if (dx != nullptr) by_column[at] = w.mask == nullptr || w.mask[stored] != 0 ? w.values[stored] : T(0);
-      dby_column[at] = T(0);
-    });
+    prepare(quads);
+    prepare(singles);
 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
@@ -147,14 +188,14 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
             if (quads.each > 0) {
               const int32_t* const begin = quads.begin + b * padded_cols + c;
               (dx != nullptr ? ops.bsr_backward : ops.bsr_sddmm)[kQuad][t.tile](
-                  {xc, t.lanes, g, quads.offset, t.lanes, t.lanes, by_column, begin, begin + padded_cols, count, b > 0,
-                   out, t.lanes, dby_column});
+                  {xc, t.lanes, g, quads.offset, t.lanes, t.lanes, quads.values, begin, begin + padded_cols, count,
+                   b > 0, out, t.lanes, quads.dvalues});
             }
             if (singles.each > 0) {
               const int32_t* const begin = singles.begin + b * padded_cols + c;
               (dx != nullptr ? ops.backward : ops.sddmm)[t.tile](
-                  {xc, t.lanes, g, singles.offset, t.lanes, by_column + quad_values, begin, begin + padded_cols, count,
-                   b > 0 || quads.each > 0, out, t.lanes, dby_column + quad_values});
+                  {xc, t.lanes, g, singles.offset, t.lanes, singles.values, begin, begin + padded_cols, count,
+                   b > 0 || quads.each > 0, out, t.lanes, singles.dvalues});
             }
           }
           const int64_t stop = std::min(count, sizes.cols - c);
@@ -163,9 +204,8 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
         }
       }
     }
-    each_value([&](int64_t stored, int64_t at) {
-      dvalues[stored] = w.mask == nullptr || w.mask[stored] != 0 ? dby_column[at] : T(0);
-    });
+    quads.scatter(mine, dvalues);
+    singles.scatter(mine, dvalues);
   });
 }
 

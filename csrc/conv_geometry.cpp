@@ -2,13 +2,21 @@
 #include "conv_geometry.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
 namespace lth {
 namespace {
 
+constexpr int64_t kRowBytes = 768 << 10;  // what one row of pixels reads again and again: most of an L2 cache
+constexpr int64_t kJoinedBytes = 768 << 10;  // of packed input and output, so that they stay in an L2 cache
+
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
+bool pointwise(const ConvSizes& s) {
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+}
 
 void expect(bool holds, const char* name, const std::string& what, int64_t got) {
   if (!holds) throw std::invalid_argument(std::string(name) + ": expected " + what + ", got " + std::to_string(got));
@@ -68,37 +76,110 @@ Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t 
   }
 }
 
-RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_lanes, int64_t widest_tile) {
+RowTiling tile_rows(const RowShape& s, int64_t vector_lanes, int64_t widest_tile) {
   RowTiling best{};
-  for (int64_t images = 1; images <= 8 * vector_lanes; images *= 2) {
+  const auto consider = [&](int64_t images) {
     RowTiling t;
     t.images = images;
-    t.blocks = ceil_div(n, images);
-    const int64_t vectors = std::max<int64_t>(1, ceil_div(positions * images, vector_lanes));
+    t.blocks = ceil_div(s.n, images);
+    const int64_t vectors = std::max<int64_t>(1, ceil_div(s.positions * images, vector_lanes));
     t.strips = ceil_div(vectors, widest_tile);
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.row_lanes = t.strips * t.lanes;
-    // A strip costs its registers and some 1.5 more for the offset and the value. More images than a vector has lanes
-    // make neighbouring pixels lie further apart; with one image there is nothing to transpose.
-    const double straddle = shifts && images < vector_lanes ? 1.6 : 1.0;
-    const double packing = images > vector_lanes ? 1.05 : images == 1 ? 0.75 : 1.0;
-    t.cost = static_cast<double>(t.blocks * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) * packing;
+    // A non-zero costs a strip's registers and some more for the offset and the value; loads that straddle two cache
+    // lines cost more, and so do those from beyond an L2 cache.
+    const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
+    const double straddle = s.shift > 0 ? 1.6 - 0.6 * aligned : 1.0;
+    const double spilt = images * (s.positions + s.shift) * s.bytes > kRowBytes ? 1.12 : 1.0;
+    const double computing = (static_cast<double>(t.tile) * straddle + 0.75) * spilt * (s.uses + 4);
+    // Packing a register, in the same measure: copied, collected from among the images of a pixel, or transposed.
+    const bool whole = s.feature_major ? images >= s.n : images == 1;
+    const double packing = static_cast<double>(t.tile) * (whole ? 6 : s.feature_major ? 40 : 30) + 12;
+    t.cost = static_cast<double>(t.blocks * t.strips) * (computing + packing);
     if (best.images == 0 || t.cost < best.cost) best = t;
-    if (images >= n) break;
+  };
+  for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
+    const int64_t even = ceil_div(s.n, blocks);
+    if (even == last) continue;
+    last = even;
+    if (even > 8 * vector_lanes) continue;
+    for (const int64_t images : {even, round_up(even, vector_lanes)}) {
+      // Of a feature-major tensor, fewer images than a vector has lanes are tedious to collect.
+      if (!s.feature_major || images >= s.n || images % vector_lanes == 0) consider(images);
+    }
   }
   return best;
 }
 
-ConvSizes join_rows(const ConvSizes& s, int64_t vector_lanes, int64_t widest_tile) {
-  const bool pointwise =
-      s.kernel_h == 1 && s.kernel_w == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
-  if (!pointwise) return s;
+PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest_tile) {
+  PlaneTiling best{};
+  double best_cost = 0;
+  const int64_t columns = s.width + s.shift_w;
+  const auto consider = [&](int64_t images, int64_t joined) {
+    const int64_t rows = joined + s.shift_h;
+    if (joined > 1 && images * (rows * columns * s.in_bytes + joined * columns * s.out_bytes) > kJoinedBytes) return;
+    PlaneTiling t;
+    t.images = images;
+    t.blocks = ceil_div(s.n, images);
+    t.joined = joined;
+    const int64_t vectors = ceil_div(((joined - 1) * columns + s.width) * images, vector_lanes);
+    t.strips = ceil_div(vectors, widest_tile);
+    t.tile = ceil_div(vectors, t.strips);
+    t.lanes = t.tile * vector_lanes;
+    t.run_lanes = t.strips * t.lanes;
+    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make
+    // most loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further
+    // apart.
+    const bool shifts = s.shift_w > 0 || (joined > 1 && s.shift_h > 0);
+    const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
+    const double straddle = shifts ? 1.6 - 0.6 * aligned : 1.0;
+    const bool copied = s.feature_major ? images == s.n : images == 1;  // rather than transposed or collected
+    const double packing = copied ? (images > vector_lanes ? 0.9 : 0.85)
+                                  : (images > vector_lanes ? 1.05 : images < vector_lanes ? 1.2 : 1.0);
+    // What one row of pixels needs should stay in an L2 cache.
+    const int64_t row_bytes = images * ((1 + s.shift_h) * columns * s.in_bytes + s.width * s.out_bytes);
+    const double spilt = joined == 1 && row_bytes > kJoinedBytes ? 1.3 : 1.0;
+    const int64_t runs = t.blocks * ceil_div(s.height, joined);
+    const double idle = static_cast<double>(round_up(runs, s.threads)) / static_cast<double>(runs);
+    const double cost = static_cast<double>(runs * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) *
+                        packing * spilt * std::min(idle, 1.25);
+    if (best.images != 0 && cost >= best_cost) return;
+    best = t;
+    best_cost = cost;
+  };
+  for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
+    const int64_t even = ceil_div(s.n, blocks);
+    if (even == last) continue;
+    last = even;
+    if (even > 4 * vector_lanes) continue;
+    for (const int64_t images : {even, round_up(even, vector_lanes)}) {
+      if (s.feature_major && images < s.n && images % vector_lanes != 0) continue;
+      consider(images, 1);
+      for (int64_t joined = s.height; joined > 1; joined = ceil_div(joined, 2)) consider(images, joined);
+    }
+  }
+  return best;
+}
+
+ConvSizes pixels_as_images(const ConvSizes& s) {
+  ConvSizes one = s;
+  if (!s.feature_major || !pointwise(s)) return s;
+  one.feature_major = false;
+  one.n = 1;
+  one.height = one.out_h = s.height * s.width;
+  one.width = one.out_w = s.n;
+  return one;
+}
+
+ConvSizes join_rows(const ConvSizes& s, int64_t bytes, double uses, bool feature_major, int64_t vector_lanes,
+                    int64_t widest_tile) {
+  if (!pointwise(s)) return s;
   ConvSizes best = s;
   double best_cost = 0;
   for (int64_t joined = 1; joined <= s.height; ++joined) {
     if (s.height % joined != 0 || (joined > 1 && joined * s.width > 32 * vector_lanes)) continue;
-    const RowTiling t = tile_rows(s.n, joined * s.width, false, vector_lanes, widest_tile);
+    const RowTiling t = tile_rows({s.n, joined * s.width, 0, bytes, uses, feature_major}, vector_lanes, widest_tile);
     const double cost = t.cost * static_cast<double>(s.height / joined);
     if (joined > 1 && cost >= best_cost) continue;
     best_cost = cost;

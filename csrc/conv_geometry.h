@@ -54,16 +54,46 @@ struct Geometry {
 // registers cover `positions` pixels of each.
 struct RowTiling {
   int64_t images, blocks, tile, strips, lanes, row_lanes;  // row_lanes = strips * lanes >= positions * images
-  double cost;  // of a row of all images, in multiply-adds of registers for each non-zero
+  double cost;  // of a row of all images, in multiply-adds of registers
 };
 
-// `shifts`: whether taps move along the row, so that with fewer images than lanes most loads straddle two cache lines.
-RowTiling tile_rows(int64_t n, int64_t positions, bool shifts, int64_t vector_lanes, int64_t widest_tile);
+struct RowShape {
+  int64_t n, positions;
+  int64_t shift;       // how far taps move along the row
+  int64_t bytes;       // what is read again and again, for each pixel of each image
+  double uses;         // non-zeros for each channel
+  bool feature_major;  // the images of a pixel are adjacent in memory
+};
+
+RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_tile);
+
+// How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone
+// (joined = 1, their strips start at a pixel of their own); shorter ones are joined: packed with their border one after
+// the other, `joined` of them are one run of lanes, where a shift by a row is as constant an offset as one by a pixel,
+// and what is computed for the border between them is thrown away.
+struct PlaneTiling {
+  int64_t images, blocks, joined, tile, strips, lanes, run_lanes;  // run_lanes = strips * lanes
+};
+
+// `width` and `height` in output pixels, and how far taps reach beyond them; `in_bytes`, `out_bytes`: of all packed
+// channels of one pixel of one image.
+struct PlaneShape {
+  int64_t n, width, height, shift_w, shift_h, in_bytes, out_bytes;
+  bool feature_major;  // all images of a pixel adjacent: some of them are collected by whole vectors only
+  int threads;
+};
+
+PlaneTiling tile_plane(const PlaneShape& shape, int64_t vector_lanes, int64_t widest_tile);
+
+// To a 1x1 convolution without stride and padding a feature-major tensor is one contiguous image of n times as many
+// pixels. Any other convolution is returned as it is.
+ConvSizes pixels_as_images(const ConvSizes& sizes);
 
 // A 1x1 convolution without stride and padding does not care where rows end: the same convolution over longer rows,
 // which fill strips without the help of neighbouring images and so need no transposition. Any other convolution is
 // returned as it is.
-ConvSizes join_rows(const ConvSizes& sizes, int64_t vector_lanes, int64_t widest_tile);
+ConvSizes join_rows(const ConvSizes& sizes, int64_t bytes, double uses, bool feature_major, int64_t vector_lanes,
+                    int64_t widest_tile);
 
 // A team as a grid: `rows` parts of the (image block, pixel row) pairs times `channels` parts of the channels. Rows
 // come first, since threads that share rows all pack the same input; channels only where there are too few rows to go

@@ -1,9 +1,10 @@
 // What the backward pass of a convolution prepares: its tiling, and the weight sorted by input channel.
 //
 // An input pixel meets output (y - shift): with dy packed to [row][output channel][column][image] and bordered with
-// zeros, a non-zero is again one constant offset. `sort` is a counting sort by (block of output channels, virtual input
-// channel); the blocks are what of dy fits into an L1 cache, and are used where they leave enough non-zeros to each
-// channel.
+// zeros, a non-zero is again one constant offset. `sort` puts the non-zeros, which the transposed index already has in
+// column order, in the order (block of output channels, virtual input channel, vertical shift); the blocks are what of
+// dy fits into an L1 cache, and are used where they leave enough non-zeros to each channel. With shifts apart, pixel rows
+// at the border leave out those taps that would read nothing but padding.
 #pragma once
 
 #include <algorithm>
@@ -17,9 +18,11 @@
 
 namespace lth {
 
-constexpr int64_t kDyBandBytes = 512 << 10;  // of packed x and dy rows that a thread keeps: half of an L2 cache
-constexpr int64_t kDyBlockBytes = 32 << 10;  // of dy that one block may touch: most of an L1 cache
-constexpr int64_t kDyBlockNonZeros = 8;      // fewer for each channel and block are not worth reloading x and dx
+constexpr int64_t kDyBytes = 768 << 10;     // of packed dy rows that a thread keeps: most of an L2 cache
+constexpr int64_t kRunBytes = 256;          // of one image that are read or written at a time, at least
+constexpr int64_t kLoneRunBytes = 1024;     // likewise where there is one image in a block, and nothing to transpose
+constexpr int64_t kDyBlockBytes = 32 << 10;   // of dy that one block may touch: most of an L1 cache
+constexpr int64_t kDyBlockNonZeros = 24;      // fewer for each channel and block are not worth reloading x and dx
 
 struct Backward {
   Geometry g;
@@ -27,25 +30,36 @@ struct Backward {
   int64_t dy_pitch;       // elements in a packed row of one output channel
   int64_t unit;           // of the offsets: one pixel of all images, or a whole row where no tap moves along it
   int64_t dy_row, x_row;  // elements in a row of all output channels, of all virtual input channels
-  int64_t band;           // virtual input rows
+  int64_t band;           // virtual input rows that are packed, computed and unpacked together
+  int64_t dy_rows;        // rows of dy that are kept, at least those that a band reads
   int64_t block_channels, blocks;  // output channels of a group that are processed together
   RowMap dy_map;
-  std::vector<RowMap> maps;  // by x phase
+  std::vector<RowMap> maps;     // by x phase
+  std::vector<int64_t> shifts;  // the vertical ones, ascending, each once
 
-  Backward(const ConvSizes& s, int64_t nnz, int64_t vector_lanes, int64_t widest, int64_t bytes) : g(s) {
+  // rows: output channels of an entry, of which blocks take whole ones.
+  Backward(const ConvSizes& s, bool feature_major, int64_t nnz, int64_t rows, int64_t vector_lanes, int64_t widest,
+           int64_t bytes)
+      : g(s) {
     const Range u = g.x.any;
-    const bool shifts = g.x.max_shift > 0;
-    t = tile_rows(s.n, u.end - u.begin, shifts, vector_lanes, widest);
-    const int64_t grain = shifts ? t.images : round_up(t.images, vector_lanes);
+    const bool moves = g.x.max_shift > 0;
+    t = tile_rows({s.n, u.end - u.begin, g.x.max_shift, (g.y.max_shift + 1) * s.out_channels * bytes,
+                   static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(1, s.channels)), feature_major},
+                  vector_lanes, widest);
+    const int64_t grain = moves ? t.images : round_up(t.images, vector_lanes);
     dy_pitch = round_up(g.x.max_shift * t.images + t.row_lanes, grain);
     // Power-of-two pitches would put all channels into few cache sets.
     if (dy_pitch * bytes % 512 == 0) dy_pitch += grain;
-    unit = shifts ? t.images : dy_pitch;
-    dy_row = s.out_channels * dy_pitch;
+    unit = moves ? t.images : dy_pitch;
+    dy_row = round_up(s.out_channels, rows) * dy_pitch;
     x_row = g.virtual_channels * t.row_lanes;
-    band = (kDyBandBytes / bytes - g.y.max_shift * dy_row) / std::max<int64_t>(1, dy_row + x_row);
-    band = std::min(std::max(band, std::max<int64_t>(1, g.y.max_shift)),
-                    std::max<int64_t>(1, g.y.any.end - g.y.any.begin));
+    const int64_t height = std::max<int64_t>(1, g.y.any.end - g.y.any.begin);
+    band = std::min(height, ceil_div(t.images == 1 ? kLoneRunBytes : kRunBytes, std::max<int64_t>(1, s.width * bytes)));
+    dy_rows = std::max(kDyBytes / std::max<int64_t>(1, dy_row * bytes), band + g.y.max_shift);
+    dy_rows = std::min(dy_rows, round_up(height, band) + g.y.max_shift);
+    shifts = g.y.shift;
+    std::sort(shifts.begin(), shifts.end());
+    shifts.erase(std::unique(shifts.begin(), shifts.end()), shifts.end());
 
     // Columns of dy that no pixel of x meets are left out.
     const int64_t first = std::max<int64_t>(0, u.begin - g.x.max_shift);
@@ -62,83 +76,131 @@ struct Backward {
     block_channels = std::max<int64_t>(1, kDyBlockBytes / touched);
     blocks = ceil_div(group_rows, block_channels);
     if (blocks > 1 && nnz < kDyBlockNonZeros * g.virtual_channels * blocks) blocks = 1;
-    block_channels = std::max<int64_t>(1, ceil_div(group_rows, std::max<int64_t>(1, blocks)));
+    block_channels = std::max(rows, round_up(ceil_div(group_rows, std::max<int64_t>(1, blocks)), rows));
     blocks = std::max<int64_t>(1, ceil_div(group_rows, block_channels));
   }
+
+  // Whether a strip of x could be read from where it is: all of a row is used, and nothing follows it in its last strip.
+  bool whole_rows(const ConvSizes& s) const {
+    return g.phases == 1 && maps[0].count == s.width && t.row_lanes == s.width * t.images;
+  }
+
+  int64_t buckets() const { return blocks * g.virtual_channels; }
+
+  // The vertical shifts with which virtual input row v meets an output, as indices into `shifts`.
+  Range shifts_of(int64_t v) const {
+    const auto below = [&](int64_t limit) {
+      return static_cast<int64_t>(std::lower_bound(shifts.begin(), shifts.end(), limit) - shifts.begin());
+    };
+    return {below(v - g.y.out + 1), below(v + 1)};
+  }
 };
 
-// For each column of a group's weight: its virtual channel within the group, and its offset into dy for output channel
-// 0.
-struct Column {
-  int32_t channel;
-  int64_t offset;
+// The weight in column order, as the layout stores it: column (ci * kernel_h + ky) * kernel_w + kx. An entry is one
+// non-zero, or several of neighbouring output channels from `row` on, their values `stride` apart from `perm` on.
+template <class T, class Index>
+struct Transposed {
+  const int32_t* ccol;
+  const Index* row;
+  const int32_t* perm;
+  const T* values;
+  const uint8_t* mask;  // 0 for values that count as zero; null when all are live
+  int64_t stride;
 };
 
-inline std::vector<Column> columns_of(const ConvSizes& s, const Backward& b) {
-  std::vector<Column> result;
-  for (int64_t c = 0; c < s.channels / s.groups; ++c) {
-    for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
-      for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
-        const int64_t up = b.g.y.max_shift - b.g.y.shift[static_cast<size_t>(ky)];
-        const int64_t left = b.g.x.max_shift - b.g.x.shift[static_cast<size_t>(kx)];
-        result.push_back({static_cast<int32_t>(c * b.g.phases + b.g.phase_of(ky, kx)),
-                          (up * b.dy_row + left * b.t.images) / b.unit});
-      }
+// The taps of an input channel in the order in which its non-zeros are sorted.
+struct Tap {
+  int64_t phase, shift, tap, offset;  // offset into dy for output channel 0, in units
+};
+
+inline std::vector<Tap> taps_of(const ConvSizes& s, const Backward& b) {
+  std::vector<Tap> result;
+  for (int64_t ky = 0; ky < s.kernel_h; ++ky) {
+    for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
+      const int64_t down = b.g.y.shift[static_cast<size_t>(ky)];
+      const int64_t up = b.g.y.max_shift - down, left = b.g.x.max_shift - b.g.x.shift[static_cast<size_t>(kx)];
+      result.push_back({b.g.phase_of(ky, kx), down, ky * s.kernel_w + kx, (up * b.dy_row + left * b.t.images) / b.unit});
     }
   }
+  std::stable_sort(result.begin(), result.end(), [](const Tap& p, const Tap& q) {
+    return p.phase != q.phase ? p.phase < q.phase : p.shift < q.shift;
+  });
   return result;
 }
 
-// The non-zeros sorted by (block of output channels, virtual channel), and within those by output channel.
+// The entries sorted by (block of output channels, virtual channel, vertical shift).
 template <class T, class Offset>
 struct Sorted {
   Offset* offset;     // into dy, in units
-  T* values;          // null when dx is not wanted
-  int32_t* source;    // position in CSR order
-  int32_t* pointers;  // [blocks * virtual channels + 1]
-  int32_t* counts;    // [threads][blocks * virtual channels]: scratch
+  T* values;          // those of an entry side by side; null when dx is not wanted
+  int32_t* source;    // position of its first value in the weight
+  int32_t* pointers;  // [shifts + 1][buckets + 1]: where the shifts of a bucket begin; in the last row, where it ends
+  int32_t* cuts;      // [columns of a group][groups * blocks + 1]: scratch
+
+  const int32_t* begin(const Backward& b, int64_t shift) const { return pointers + shift * (b.buckets() + 1); }
 };
 
-// All threads of a team call this together; the result is complete when it returns.
-template <class T, class Index, class Offset>
-void sort(const ConvSizes& s, const Backward& b, const std::vector<Column>& columns, const int32_t* crow,
-          const Index* col, const T* values, const Sorted<T, Offset>& to, int thread, int team) {
-  const int64_t group_rows = s.out_channels / s.groups, group_channels = b.g.virtual_channels / s.groups;
-  const int64_t buckets = b.blocks * b.g.virtual_channels;
-  const int64_t weight = crow[s.out_channels] + s.out_channels;
-  const Range rows{row_at(crow, s.out_channels, 1, weight * thread / team),
-                   row_at(crow, s.out_channels, 1, weight * (thread + 1) / team)};
-  const auto first_bucket = [&](int64_t row) {
-    return row % group_rows / b.block_channels * b.g.virtual_channels + row / group_rows * group_channels;
-  };
-  int32_t* const mine = to.counts + thread * buckets;
-  std::memset(mine, 0, static_cast<size_t>(buckets) * sizeof(int32_t));
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    int32_t* const bucket = mine + first_bucket(r);
-    for (int64_t k = crow[r]; k < crow[r + 1]; ++k) ++bucket[columns[static_cast<size_t>(col[k])].channel];
+// All threads of a team call this together, with the number of rows of an entry; the result is complete when it returns.
+template <int Rows, class T, class Index, class Offset>
+void sort(const ConvSizes& s, const Backward& b, const std::vector<Tap>& order, const Transposed<T, Index>& w,
+          const Sorted<T, Offset>& to, int thread, int team) {
+  const int64_t group_rows = s.out_channels / s.groups, group_channels = s.channels / s.groups;
+  const int64_t taps = static_cast<int64_t>(order.size()), segments = s.groups * b.blocks, buckets = b.buckets();
+  // Where the rows of each block of each group begin in each column.
+  const Range columns = share(group_channels * taps, thread, team);
+  for (int64_t c = columns.begin; c < columns.end; ++c) {
+    int32_t* const cuts = to.cuts + c * (segments + 1);
+    int32_t k = w.ccol[c];
+    for (int64_t segment = 0; segment < segments; ++segment) {
+      cuts[segment] = k;
+      const int64_t block = segment % b.blocks + 1;
+      const int64_t stop = segment / b.blocks * group_rows + std::min(group_rows, block * b.block_channels);
+      while (k < w.ccol[c + 1] && w.row[k] < stop) ++k;
+    }
+    cuts[segments] = k;
   }
   barrier(team);
   if (thread == 0) {
     int32_t position = 0;
-    for (int64_t i = 0; i < buckets; ++i) {
-      to.pointers[i] = position;
-      for (int other = 0; other < team; ++other) {
-        const int32_t count = to.counts[other * buckets + i];
-        to.counts[other * buckets + i] = position;
-        position += count;
+    const int64_t levels = static_cast<int64_t>(b.shifts.size());
+    for (int64_t block = 0; block < b.blocks; ++block) {
+      for (int64_t channel = 0; channel < s.channels; ++channel) {
+        const int64_t segment = channel / group_channels * b.blocks + block;
+        const int32_t* const cuts = to.cuts + channel % group_channels * taps * (segments + 1) + segment;
+        int32_t* at = to.pointers + block * b.g.virtual_channels + channel * b.g.phases;
+        size_t j = 0;
+        for (int64_t phase = 0; phase < b.g.phases; ++phase, ++at) {
+          for (int64_t level = 0; level < levels; ++level) {
+            at[level * (buckets + 1)] = position;
+            for (; j < order.size() && order[j].phase == phase && order[j].shift == b.shifts[level]; ++j) {
+              const int32_t* const cut = cuts + order[j].tap * (segments + 1);
+              position += cut[1] - cut[0];
+            }
+          }
+          at[levels * (buckets + 1)] = position;
+        }
       }
     }
-    to.pointers[buckets] = position;
+    for (int64_t level = 0; level <= levels; ++level) to.pointers[level * (buckets + 1) + buckets] = position;
   }
   barrier(team);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    int32_t* const bucket = mine + first_bucket(r);
-    for (int64_t k = crow[r]; k < crow[r + 1]; ++k) {
-      const Column& column = columns[static_cast<size_t>(col[k])];
-      const int32_t position = bucket[column.channel]++;
-      to.offset[position] = static_cast<Offset>(column.offset + r * b.dy_pitch / b.unit);
-      to.source[position] = static_cast<int32_t>(k);
-      if (to.values != nullptr) to.values[position] = values[k];
+  const Range mine = share(b.blocks * s.channels, thread, team);
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const int64_t block = i / s.channels, channel = i % s.channels;
+    const int64_t segment = channel / group_channels * b.blocks + block;
+    const int32_t* const cuts = to.cuts + channel % group_channels * taps * (segments + 1) + segment;
+    int64_t position = to.pointers[block * b.g.virtual_channels + channel * b.g.phases];
+    for (const Tap& tap : order) {
+      const int32_t* const cut = cuts + tap.tap * (segments + 1);
+      for (int32_t k = cut[0]; k < cut[1]; ++k, ++position) {
+        to.offset[position] = static_cast<Offset>(tap.offset + w.row[k] * (b.dy_pitch / b.unit));
+        to.source[position] = w.perm[k];
+        if (to.values == nullptr) continue;
+        for (int64_t i = 0; i < Rows; ++i) {
+          const int64_t at = w.perm[k] + i * w.stride;
+          to.values[position * Rows + i] = w.mask == nullptr || w.mask[at] != 0 ? w.values[at] : T(0);
+        }
+      }
     }
   }
   barrier(team);

@@ -13,11 +13,20 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
   const T* const values = a.values;
   const int64_t unit = a.unit;
   T* const dw = a.dw;
+  // Strips that are used where a tensor has them lie far apart: no hardware prefetcher follows.
+  const bool far = a.x_pitch * static_cast<int64_t>(sizeof(T)) >= 2048;
   for (int64_t c = 0; c < a.cols; ++c) {
     int64_t k = a.begin[c];
     const int64_t end = a.end[c];
     const T* const xc = a.x + c * a.x_pitch;
     T* const dxc = WantDx ? a.dx + c * a.dx_pitch : nullptr;
+    if (far) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i) {
+        __builtin_prefetch(xc + 2 * a.x_pitch + i * V::kLanes);
+        if (WantDx) __builtin_prefetch(dxc + 2 * a.dx_pitch + i * V::kLanes, 1);
+      }
+    }
     reg x[Tile], dx[Tile];
 #pragma GCC unroll 8
     for (int i = 0; i < Tile; ++i) {
@@ -40,17 +49,23 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
       }
       V::add_sums(dw + k, p);
     }
-    for (; k < end; ++k) {
-      const T* const g = dy + static_cast<int64_t>(offset[k]) * unit;
-      const reg v = WantDx ? V::set1(values[k]) : V::zero();
-      reg p = V::zero();
+    if (k < end) {  // up to three, with the sums of four: a loop over them would wait for each sum
+      const int rest = static_cast<int>(end - k);
+      reg p[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        p[j] = V::zero();
+        if (j >= rest) continue;
+        const T* const g = dy + static_cast<int64_t>(offset[k + j]) * unit;
+        const reg v = WantDx ? V::set1(values[k + j]) : V::zero();
 #pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) {
-        const reg gi = V::load(g + i * V::kLanes);
-        if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
-        p = V::fma(gi, x[i], p);
+        for (int i = 0; i < Tile; ++i) {
+          const reg gi = V::keep(V::load(g + i * V::kLanes));
+          if (WantDx) dx[i] = V::fma(v, gi, dx[i]);
+          p[j] = V::fma(gi, x[i], p[j]);
+        }
       }
-      dw[k] += V::sum(p);
+      V::add_sums(dw + k, p, rest);
     }
     if (WantDx) {
 #pragma GCC unroll 8

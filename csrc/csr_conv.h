@@ -15,20 +15,23 @@ namespace lth {
 struct ConvSizes {
   int64_t n, channels, height, width, out_channels, groups, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
       dilation_h, dilation_w, out_h, out_w;
+  bool feature_major = false;  // x and y [n, c, h, w] whose memory is [c, h, w, n], with n >= 2; else contiguous
 };
 
 void check(
     const ConvSizes& sizes);  // std::invalid_argument, naming the size, when they cannot be those of a convolution
 
-// y = conv2d(x, W) + bias, x and y contiguous NCHW; column (ci * kernel_h + ky) * kernel_w + kx of W, ci within the
-// group. bias may be null.
+// y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; column (ci * kernel_h + ky) * kernel_w + kx
+// of W, ci within the group. bias may be null.
 template <class T, class Index>
 void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow,
                         const Index* col, int threads);
 
-// Gradients with respect to x, values and bias, given that of y. Any of the three may be null.
+// Gradients with respect to x, values and bias, given that of y. Any of the three may be null. Feature-major: memory
+// is [C, H, W, N]; dx has the format of x.
 template <class T, class Index>
 void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const T* values, T* dx, T* dvalues,
-                         T* dbias, const int32_t* crow, const Index* col, int threads);
+                         T* dbias, const int32_t* ccol, const Index* row, const int32_t* perm,
+                         bool grad_feature_major, bool x_feature_major, int threads);
 
 }  // namespace lth

@@ -12,13 +12,14 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
   const T* const x = a.x;
   const Index* const offset = a.offset;
   const T* const values = a.values;
-  const int64_t unit = a.unit;
+  const int64_t unit = a.unit, step = a.y_step != 0 ? a.y_step : V::kLanes;
   for (int64_t r = 0; r < a.rows; ++r) {
     T* const y = a.y + r * a.y_pitch;
     reg acc[kCopies][Tile];
     if (a.accumulate) {
+      const T* const from = a.from != nullptr ? a.from + r * a.from_pitch : y;
 #pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) acc[0][i] = V::load(y + i * V::kLanes);
+      for (int i = 0; i < Tile; ++i) acc[0][i] = V::load(from + i * V::kLanes);
     } else {
       const reg start = a.bias != nullptr ? V::set1(a.bias[r]) : V::zero();
 #pragma GCC unroll 8
@@ -54,6 +55,6 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
       for (int i = 0; i < Tile; ++i) acc[0][i] = V::fma(v, V::load(p + i * V::kLanes), acc[0][i]);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < Tile; ++i) V::store(y + i * V::kLanes, acc[0][i]);
+    for (int i = 0; i < Tile; ++i) V::store(y + i * step, acc[0][i]);
   }
 }

@@ -16,7 +16,8 @@
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
 //     bsr_gemv      y = W x + bias for a single sample
-// `transpose` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers, threads or memory.
+// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers,
+// threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,9 @@ constexpr int kMaxFew = 8;    // samples in the widest strip that is narrower th
 constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at most, in one call of a bsr kernel
 
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
-// accumulate: start from y (a further block of the reduction) instead of from bias (null: zero).
+// accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
+// (null: zero). Registers of a row of y are y_step elements apart, or adjacent where that is 0; those of `from` always
+// are adjacent.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -46,6 +49,9 @@ struct SpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  const T* from = nullptr;
+  int64_t from_pitch = 0;
+  int64_t y_step = 0;
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
@@ -214,7 +220,12 @@ struct Kernels {
   void (*bsr_gemv)(const BsrGemvArgs<T>&);
   // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n, and zero for m <= i < m_padded.
   void (*transpose)(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded);
+  // `count` runs of `live` values, src_pitch and dst_pitch apart; each run written ends in zeros up to `wide` values.
+  void (*copy_runs)(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch,
+                    int64_t wide);
   T (*sum)(const T* src, int64_t n);
+  // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
+  void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);
   std::vector<std::string> names;  // one for every microkernel above
 
   template <class Index>

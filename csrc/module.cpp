@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "bsr_conv.h"
 #include "bsr_linear.h"
 #include "cpu_features.h"
 #include "csr_conv.h"
@@ -150,9 +151,10 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
                         int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
-                        int index_bits, int dtype, int threads) {
+                        bool feature_major, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
-                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,
+                             feature_major};
   lth::check(sizes);
   at_least("threads", threads, 1);
   not_null("crow", crow, true);
@@ -166,24 +168,76 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
   });
 }
 
+void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, Pointer y, Pointer crow, Pointer col,
+                        int64_t n, int64_t channels, int64_t height, int64_t width, int64_t out_channels,
+                        int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h,
+                        int64_t out_w, bool feature_major, int64_t block_rows, int64_t block_cols, int dtype,
+                        int threads) {
+  const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,
+                             feature_major};
+  lth::check(sizes);
+  check_bsr(n, out_channels, channels, block_rows, block_cols, threads);
+  not_null("crow", crow, true);
+  not_null("x", x, n * channels * height * width > 0);
+  not_null("y", y, n * out_channels * out_h * out_w > 0);
+  with_types(dtype, 32, [&](auto value, auto) {
+    using T = typename decltype(value)::type;
+    const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
+                                   as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};
+    lth::bsr_conv2d_forward<T>(sizes, as<const T>(x), weight, as<const T>(bias), as<T>(y), threads);
+  });
+}
+
+void bsr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, Pointer dx, Pointer dvalues,
+                         Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels,
+                         int64_t height, int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h,
+                         int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                         int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
+                         bool x_feature_major, int64_t block_rows, int64_t block_cols, int dtype, int threads) {
+  const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
+                             stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
+  lth::check(sizes);
+  check_bsr(n, out_channels, channels, block_rows, block_cols, threads);
+  not_null("ccol", ccol, true);
+  not_null("grad", grad, n * out_channels * out_h * out_w > 0);
+  not_null("x", x, n * channels * height * width > 0 && dvalues != 0);
+  with_types(dtype, 32, [&](auto value, auto) {
+    using T = typename decltype(value)::type;
+    const lth::BsrWeight<T> weight{block_rows,
+                                   block_cols,
+                                   as<const T>(values),
+                                   as<const uint8_t>(mask),
+                                   nullptr,
+                                   nullptr,
+                                   as<const int32_t>(ccol),
+                                   as<const int32_t>(row),
+                                   as<const int32_t>(perm)};
+    lth::bsr_conv2d_backward<T>(sizes, as<const T>(grad), as<const T>(x), weight, as<T>(dx), as<T>(dvalues),
+                                as<T>(dbias), grad_feature_major, x_feature_major, threads);
+  });
+}
+
 void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
-                         Pointer crow, Pointer col, int64_t n, int64_t channels, int64_t height, int64_t width,
-                         int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
-                         int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w,
-                         int64_t out_h, int64_t out_w, int index_bits, int dtype, int threads) {
+                         Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels, int64_t height,
+                         int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                         int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
+                         bool x_feature_major, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
   lth::check(sizes);
   at_least("threads", threads, 1);
-  not_null("crow", crow, true);
+  not_null("ccol", ccol, true);
   not_null("grad", grad, n * out_channels * out_h * out_w > 0);
   not_null("x", x, n * channels * height * width > 0 && dvalues != 0);
   with_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_conv2d_backward<T, Index>(sizes, as<const T>(grad), as<const T>(x), as<const T>(values), as<T>(dx),
-                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(crow), as<const Index>(col),
-                                       threads);
+                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(ccol), as<const Index>(row),
+                                       as<const int32_t>(perm), grad_feature_major, x_feature_major, threads);
   });
 }
 
@@ -282,14 +336,28 @@ PYBIND11_MODULE(_C, m) {
         py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
         py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
         py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"),
-        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("index_bits"), py::arg("dtype"),
-        py::arg("threads"));
-  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
-        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("n"),
-        py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"),
-        py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"),
-        py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"),
+        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("bsr_conv2d_forward", &bsr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("mask"),
+        py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"),
+        py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"),
+        py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"),
+        py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
+        py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
+  m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+        py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
+        py::arg("perm"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"),
+        py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"),
+        py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"),
+        py::arg("out_h"), py::arg("out_w"), py::arg("grad_feature_major"), py::arg("x_feature_major"),
+        py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
+  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"), py::arg("perm"),
+        py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
+        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
+        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"),
+        py::arg("out_w"), py::arg("grad_feature_major"), py::arg("x_feature_major"), py::arg("index_bits"),
+        py::arg("dtype"), py::arg("threads"));
   m.def("expand", &expand, no_gil, py::arg("values"), py::arg("bits"), py::arg("rank"), py::arg("dense"),
         py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
   m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("bits"), py::arg("rank"), py::arg("values"),

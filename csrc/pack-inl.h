@@ -59,6 +59,20 @@ void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, in
   }
 }
 
+// `count` runs of `live` values, each ending in zeros up to `wide` values.
+template <class T>
+void copy_runs(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch, int64_t wide) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < count; ++i, src += src_pitch, dst += dst_pitch) {
+    int64_t j = 0;
+    for (; j + V::kLanes <= live; j += V::kLanes) V::store(dst + j, V::load(src + j));
+    for (; j < wide; j += V::kLanes) {
+      const typename V::reg v = j < live ? V::load_part(src + j, static_cast<int>(live - j)) : V::zero();
+      V::store_part(dst + j, v, static_cast<int>(wide - j < V::kLanes ? wide - j : V::kLanes));
+    }
+  }
+}
+
 template <class T>
 T sum(const T* src, int64_t n) {
   using V = Vec<T>;
@@ -72,4 +86,23 @@ T sum(const T* src, int64_t n) {
     acc[0] = V::add(acc[0], V::load_part(src + i, static_cast<int>(n - i < V::kLanes ? n - i : V::kLanes)));
   }
   return V::sum(V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
+}
+
+// sums[r * kLanes + lane] = or, if accumulate, += the elements of run r that are congruent to lane; `runs` runs of n
+// elements, one after the other.
+template <class T>
+void add_runs(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums) {
+  using V = Vec<T>;
+  for (int64_t r = 0; r < runs; ++r, src += n, sums += V::kLanes) {
+    typename V::reg a = accumulate ? V::load(sums) : V::zero(), b = V::zero();
+    int64_t i = 0;
+    for (; i + 2 * V::kLanes <= n; i += 2 * V::kLanes) {
+      a = V::add(a, V::load(src + i));
+      b = V::add(b, V::load(src + i + V::kLanes));
+    }
+    for (; i < n; i += V::kLanes) {
+      a = V::add(a, V::load_part(src + i, static_cast<int>(n - i < V::kLanes ? n - i : V::kLanes)));
+    }
+    V::store(sums, V::add(a, b));
+  }
 }

@@ -30,10 +30,14 @@ struct Vec<float> {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
 
-  static void add_sums(float* out, const reg (&p)[4]) {
+  static void add_sums(float* out, const reg (&p)[4], int n = 4) {
     const reg s = _mm256_hadd_ps(_mm256_hadd_ps(p[0], p[1]), _mm256_hadd_ps(p[2], p[3]));
     const __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), t));
+    if (n == 4) {
+      _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), t));
+    } else {
+      for (int i = 0; i < n; ++i) out[i] += t[i];
+    }
   }
 
   static void transpose(reg (&r)[8]) {
@@ -85,11 +89,15 @@ struct Vec<double> {
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
   }
 
-  static void add_sums(double* out, const reg (&p)[4]) {
+  static void add_sums(double* out, const reg (&p)[4], int n = 4) {
     const reg a = _mm256_hadd_pd(p[0], p[1]);
     const reg b = _mm256_hadd_pd(p[2], p[3]);
     const reg s = add(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
-    _mm256_storeu_pd(out, add(_mm256_loadu_pd(out), s));
+    if (n == 4) {
+      _mm256_storeu_pd(out, add(_mm256_loadu_pd(out), s));
+    } else {
+      for (int i = 0; i < n; ++i) out[i] += s[i];
+    }
   }
 
   static void transpose(reg (&r)[4]) {

@@ -26,7 +26,7 @@ struct Vec<float> {
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(reg v) { return _mm512_reduce_add_ps(v); }
 
-  static void add_sums(float* out, const reg (&p)[4]) {
+  static void add_sums(float* out, const reg (&p)[4], int n = 4) {
     const reg a = add(_mm512_shuffle_f32x4(p[0], p[1], 0x44), _mm512_shuffle_f32x4(p[0], p[1], 0xee));
     const reg b = add(_mm512_shuffle_f32x4(p[2], p[3], 0x44), _mm512_shuffle_f32x4(p[2], p[3], 0xee));
     reg c =
@@ -34,7 +34,13 @@ struct Vec<float> {
     c = add(c, _mm512_permute_ps(c, 0xb1));
     c = add(c, _mm512_permute_ps(c, 0x4e));
     const reg s = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), c);
-    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), _mm512_castps512_ps128(s)));
+    const __m128 t = _mm512_castps512_ps128(s);
+    if (n == 4) {
+      _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), t));
+    } else {
+      const __mmask8 m = static_cast<__mmask8>((1u << n) - 1u);
+      _mm_mask_storeu_ps(out, m, _mm_add_ps(_mm_maskz_loadu_ps(m, out), t));
+    }
   }
 
   static void transpose(reg (&r)[16]) {
@@ -94,13 +100,19 @@ struct Vec<double> {
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
   static double sum(reg v) { return _mm512_reduce_add_pd(v); }
 
-  static void add_sums(double* out, const reg (&p)[4]) {
+  static void add_sums(double* out, const reg (&p)[4], int n = 4) {
     const reg a = add(_mm512_shuffle_f64x2(p[0], p[1], 0x44), _mm512_shuffle_f64x2(p[0], p[1], 0xee));
     const reg b = add(_mm512_shuffle_f64x2(p[2], p[3], 0x44), _mm512_shuffle_f64x2(p[2], p[3], 0xee));
     reg c = add(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
     c = add(c, _mm512_permute_pd(c, 0x55));
     const reg s = _mm512_permutexvar_pd(_mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0), c);
-    _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(out), _mm512_castpd512_pd256(s)));
+    const __m256d t = _mm512_castpd512_pd256(s);
+    if (n == 4) {
+      _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(out), t));
+    } else {
+      const __mmask8 m = first(n);
+      _mm256_mask_storeu_pd(out, m, _mm256_add_pd(_mm256_maskz_loadu_pd(m, out), t));
+    }
   }
 
   static void transpose(reg (&r)[8]) {

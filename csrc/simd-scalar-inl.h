@@ -47,8 +47,8 @@ struct Vec {
     return s;
   }
 
-  static void add_sums(T* out, const reg (&p)[4]) {  // out[i] += sum(p[i])
-    for (int i = 0; i < 4; ++i) out[i] += sum(p[i]);
+  static void add_sums(T* out, const reg (&p)[4], int n = 4) {  // out[i] += sum(p[i]) for i < n, 0 < n <= 4
+    for (int i = 0; i < n; ++i) out[i] += sum(p[i]);
   }
 
   static void transpose(reg (&r)[kLanes]) {  // kLanes x kLanes values, in place

@@ -56,7 +56,9 @@ void fill(Kernels<T>& k) {
   k.bsr_outer = &bsr_outer<T>;
   k.bsr_gemv = &bsr_gemv<T>;
   k.transpose = &transpose<T>;
+  k.copy_runs = &copy_runs<T>;
   k.sum = &sum<T>;
+  k.add_runs = &add_runs<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \
   add_##op<T, tile, int32_t>(k.i32);  \

@@ -162,23 +162,24 @@ def csr_conv2d_forward(
     dilation_w: int,
     out_h: int,
     out_w: int,
+    feature_major: int,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
     """y = conv2d(x, W) + bias for ``x`` ``[n, channels, height, width]`` and ``y`` ``[n, out_channels, out_h, out_w]``.
 
-    Both contiguous. W is CSR with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap
-    (ky, kx) of channel ci of the row's group. Padding is zeros, the same on opposite sides.
+    Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR
+    with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of
+    the row's group. Padding is zeros, the same on opposite sides.
     """
 
-def csr_conv2d_backward(
-    grad: int,
+def bsr_conv2d_forward(
     x: int,
     values: int,
-    dx: int,
-    dvalues: int,
-    dbias: int,
+    mask: int,
+    bias: int,
+    y: int,
     crow: int,
     col: int,
     n: int,
@@ -197,15 +198,98 @@ def csr_conv2d_backward(
     dilation_w: int,
     out_h: int,
     out_w: int,
+    feature_major: int,
+    block_rows: int,
+    block_cols: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
+
+    W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach
+    over its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which
+    reads it, also where the entry itself is not live.
+    """
+
+def bsr_conv2d_backward(
+    grad: int,
+    x: int,
+    values: int,
+    mask: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    grad_feature_major: int,
+    x_feature_major: int,
+    block_rows: int,
+    block_cols: int,
+    dtype: int,
+    threads: int,
+) -> None:
+    """Gradients of bsr_conv2d_forward, given ``grad``, that of y; formats and NaN as in csr_conv2d_backward.
+
+    Entries that ``mask`` names 0, and those over the edges of W, count as zero and their gradient is 0. A NaN or
+    infinity in a channel of ``grad`` may reach ``dx`` through each group of four output channels of a block, whichever
+    are live.
+    """
+
+def csr_conv2d_backward(
+    grad: int,
+    x: int,
+    values: int,
+    dx: int,
+    dvalues: int,
+    dbias: int,
+    ccol: int,
+    row: int,
+    perm: int,
+    n: int,
+    channels: int,
+    height: int,
+    width: int,
+    out_channels: int,
+    groups: int,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    out_h: int,
+    out_w: int,
+    grad_feature_major: int,
+    x_feature_major: int,
     index_bits: int,
     dtype: int,
     threads: int,
 ) -> None:
-    """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there, all contiguous.
+    """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there.
 
-    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. No transposed index is needed. A NaN
-    or infinity in a channel of ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the
-    output that would have read it lies beyond the border.
+    ``grad`` and ``x`` are each contiguous or feature-major, memory ``[C, H, W, N]`` with N >= 2; ``dx`` is like ``x``.
+    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. A NaN or infinity in a channel of
+    ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the output that would have read it
+    lies beyond the border.
     """
 
 def expand(values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, width: int, threads: int) -> None:

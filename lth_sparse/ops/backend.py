@@ -82,8 +82,7 @@ def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype, dims: 
     if kind == "dense":
         return "torch"
     place = torch.device(device).type
-    cpp = kind == "csr" or (kind == "bsr" and dims == 2)
-    if cpp and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
+    if kind in ("csr", "bsr") and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
         return f"cpu-{_C.isa()}"
     triton = HAS_TRITON and kind == "bsr" and dims == 2 and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"

@@ -68,20 +68,18 @@ def _linear_backward(
 
 def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
     """What follows the pointers in a call of the convolution kernels: sizes, index width, dtype, threads."""
-    stride, padding, dilation, groups = conv
-    n, channels, height, width = x.shape
-    rows, _, *kernel = shape
-    out = [schemas.conv_output_size((height, width)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    sizes = [n, channels, height, width, rows, groups, *kernel, *stride, *padding, *dilation, *out]
+    sizes = schemas.conv_sizes(x, shape, conv)
     return [*sizes, _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
 
 
 def _conv2d(
     x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
 ) -> Tensor:
-    x = x.contiguous()
+    in_feature_major = is_feature_major(x)
+    x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
-    y = x.new_empty(x.shape[0], shape[0], *tail[-5:-3])
+    y = empty_activations(x, (x.shape[0], shape[0], *tail[-5:-3]), in_feature_major)
+    tail.insert(-3, in_feature_major)
     pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
     return y
@@ -91,12 +89,15 @@ def _conv2d_backward(
     grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *arguments: Any
 ) -> schemas.Gradients:
     *conv, wanted = arguments
-    grad, x = grad.contiguous(), x.contiguous()
-    dx = _empty(wanted[0], x, x.shape)
+    formats = is_feature_major(grad), is_feature_major(x)
+    grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
+    dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (shape[0],))
-    pointers = [_pointer(tensor) for tensor in (grad, x, values, dx, dvalues, dbias, index[0], index[1])]
-    _C.csr_conv2d_backward(*(pointers + _conv_tail(x, index, shape, conv)))
+    tail = _conv_tail(x, index, shape, conv)
+    tail[-3:-3] = formats
+    pointers = [_pointer(tensor) for tensor in (grad, x, values, dx, dvalues, dbias, *index[2:])]
+    _C.csr_conv2d_backward(*(pointers + tail))
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

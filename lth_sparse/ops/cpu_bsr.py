@@ -5,6 +5,8 @@ Results have the format of ``x``, feature-major or contiguous (``ops/strides.py`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,5 +56,43 @@ def _linear_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-for _name, _kernel in (("linear_bsr", _linear), ("linear_bsr_backward", _linear_backward)):
+def _conv2d(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
+) -> Tensor:
+    crow, col, _, _, _, value_mask = index
+    in_feature_major = is_feature_major(x)
+    x = x if in_feature_major else x.contiguous()
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    sizes = schemas.conv_sizes(x, shape, conv)
+    y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
+    pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
+    tail = [in_feature_major, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    _C.bsr_conv2d_forward(*(pointers + sizes + tail))
+    return y
+
+
+def _conv2d_backward(
+    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *arguments: Any
+) -> schemas.Gradients:
+    *conv, wanted = arguments
+    _, _, ccol, row, perm, value_mask = index
+    formats = is_feature_major(grad), is_feature_major(x)
+    grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
+    values = values.contiguous()
+    dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
+    dvalues = values.new_empty(values.shape) if wanted[1] else None
+    dbias = values.new_empty(shape[0]) if wanted[2] else None
+    tensors = (grad, x, values, value_mask, dx, dvalues, dbias, ccol, row, perm)
+    sizes = [*schemas.conv_sizes(x, shape, conv), *formats, *values.shape[1:]]
+    codes = [KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    _C.bsr_conv2d_backward(*([_pointer(tensor) for tensor in tensors] + sizes + codes))
+    return schemas.filled(grad, (dx, dvalues, dbias))
+
+
+for _name, _kernel in (
+    ("linear_bsr", _linear),
+    ("linear_bsr_backward", _linear_backward),
+    ("conv2d_bsr", _conv2d),
+    ("conv2d_bsr_backward", _conv2d_backward),
+):
     implement(_name, "CPU", kernel_or_reference(_name, _kernel, KERNEL_DTYPES))

@@ -20,7 +20,7 @@ from lth_sparse.ops import reference
 from lth_sparse.ops.library import Operator, define
 from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
-__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "expand"]
+__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -38,6 +38,14 @@ class OpSet:
 def conv_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """``floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``: one output dimension of a convolution."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def conv_sizes(x: Tensor, shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
+    """n, channels, height, width, out channels, groups; two each of kernel, stride, padding, dilation, output size."""
+    stride, padding, dilation, groups = conv
+    rows, _, *kernel = shape
+    out = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return [*x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out]
 
 
 def filled(reference_tensor: Tensor, gradients: Sequence[Tensor | None]) -> Gradients:
@@ -86,7 +94,7 @@ def _fake_conv2d(
     )
     _check_common(x, values, bias, rows)
     size = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    return x.new_empty(x.shape[0], rows, *size)
+    return empty_activations(x, (x.shape[0], rows, *size), is_feature_major(x))
 
 
 def _fake_conv2d_backward(
@@ -130,14 +138,14 @@ def _define(kind: str) -> OpSet:
         x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv_arguments: Any
     ) -> Tensor:
         layout = reference.layout_of(kind, shape, index, values)
-        return reference.conv2d(x, values, bias, layout, *conv_arguments).contiguous()
+        return kept_format(reference.conv2d(x, values, bias, layout, *conv_arguments), x)
 
     def conv2d_backward(
         grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *conv_arguments: Any
     ) -> Gradients:
         layout = reference.layout_of(kind, shape, index, values)
         dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv_arguments)
-        return filled(grad, (None if dx is None else dx.contiguous(), dvalues, dbias))
+        return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
 
     three = "(Tensor, Tensor, Tensor)"
     return OpSet(

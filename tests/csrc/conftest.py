@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse import _C
+from lth_sparse.ops.strides import feature_major, is_feature_major
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
 
@@ -178,22 +179,30 @@ class Conv(Index):
         )  # fmt: skip
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int) -> Tensor:
+        """y has the format of x: feature-major or contiguous."""
         y = poisoned((x.shape[0], self.rows, *self.out(x)), x.dtype)
+        if is_feature_major(x):
+            y = feature_major(y)
         _C.csr_conv2d_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
-            *self.sizes(x), self.bits, int(x.dtype == torch.float64), threads,
+            *self.sizes(x), is_feature_major(x), self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return y
 
     def backward(
         self, grad: Tensor, x: Tensor, values: Tensor, threads: int, wanted: str = "dx dvalues dbias"
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """``grad`` and ``x`` contiguous or feature-major."""
+        formats = is_feature_major(grad), is_feature_major(x)
         dx = poisoned(tuple(x.shape), x.dtype) if "dx" in wanted else None
+        if dx is not None and formats[1]:
+            dx = feature_major(dx)
         dvalues = poisoned((self.nnz,), x.dtype) if "dvalues" in wanted else None
         dbias = poisoned((self.rows,), x.dtype) if "dbias" in wanted else None
         _C.csr_conv2d_backward(
             address(grad), address(x), address(values), address(dx), address(dvalues), address(dbias),
-            address(self.crow), address(self.col), *self.sizes(x), self.bits, int(x.dtype == torch.float64), threads,
+            address(self.ccol), address(self.row), address(self.perm), *self.sizes(x), *formats,
+            self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return dx, dvalues, dbias
 

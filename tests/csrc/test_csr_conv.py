@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lth_sparse import _C
+from lth_sparse.ops.strides import feature_major, is_feature_major
 
 #: n, channels, height, width, out channels, kernel, stride, padding, dilation, groups
 CASES = {
@@ -58,6 +59,28 @@ def test_forward_is_that_of_the_masked_dense_layer(
 ) -> None:
     layer, x, values, bias, grad = problem(conv, case, density, variant.index_bits, variant.dtype)
     near(layer.forward(x, values, bias, variant.threads), layer.truth(grad, x, values, bias)[0])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_of_feature_major_input_writes_feature_major_output(
+    conv: Any, near: Any, variant: Any, case: str, density: float
+) -> None:
+    layer, x, values, bias, grad = problem(conv, case, density, variant.index_bits, variant.dtype)
+    y = layer.forward(feature_major(x), values, bias, variant.threads)
+    assert is_feature_major(y) == is_feature_major(feature_major(x))
+    near(y, layer.truth(grad, x, values, bias)[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 13, 17, 33, 50, 70])
+@pytest.mark.parametrize("case", ["wider than one strip", "tiny map", "1x1", "1x1 strided", "unequal", "7x7, stride 3"])
+def test_any_number_of_images_in_both_formats(conv: Any, near: Any, isa: str, case: str, n: int) -> None:
+    layer, x, values, bias, _ = problem(conv, case, 0.3, 16, torch.float32)
+    x = torch.randn(n, *x.shape[1:])
+    truth = layer.truth(torch.zeros(n, layer.rows, *layer.out(x)), x, values, bias)[0]
+    for threads in (1, 3):
+        near(layer.forward(x, values, bias, threads), truth)
+        near(layer.forward(feature_major(x), values, bias, threads), truth)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
@@ -241,5 +264,6 @@ def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) 
     )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "index_bits": 16, "dtype": 0, "threads": 1}
+    given |= {"feature_major": False}
     with pytest.raises(ValueError, match=message):
         _C.csr_conv2d_forward(**{**given, **changed})

@@ -8,10 +8,13 @@ import pytest
 import torch
 from sparse_cases import CONV_CASES, LAYOUT_MAKERS, masked_weight, tolerance
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from lth_sparse.errors import ArgumentError
 from lth_sparse.formats import CSR
 from lth_sparse.ops import functional, use_backend
+from lth_sparse.ops.schemas import OPS
+from lth_sparse.ops.strides import feature_major, is_feature_major
 
 # torch's own reference warns that "same" padding with even kernels copies its input
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -90,6 +93,83 @@ def test_strided_and_batchless_inputs(strides: str) -> None:
     truth = torch.nn.functional.conv2d(x, weight * mask, padding=1)
     assert y.shape == truth.shape
     torch.testing.assert_close(y, truth.contiguous())
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+@pytest.mark.parametrize("maker", ["csr", "csr_narrow", "bsr"])
+def test_feature_major_input_gives_feature_major_output(maker: str, case: tuple[Any, ...], backend: str) -> None:
+    n, channels, height, width, out, kernel, arguments = case
+    weight, mask = masked_weight((out, channels // arguments.get("groups", 1), *kernel), 0.4)
+    layout, bias = LAYOUT_MAKERS[maker](mask), torch.randn(out)
+    values = layout.gather(weight).float()
+    x = torch.randn(n, channels, height, width)
+    with use_backend(backend):
+        expected = functional.conv2d(x, values, layout, bias, **arguments)
+        y = functional.conv2d(feature_major(x), values, layout, bias, **arguments)
+    if arguments.get("padding_mode") is None and arguments.get("padding") != "same":  # else torch pads, contiguously
+        assert is_feature_major(y) == is_feature_major(feature_major(expected))
+    torch.testing.assert_close(y.contiguous(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("maker", ["csr", "bsr"])
+def test_tracing_sees_the_strides_of_feature_major_tensors(maker: str) -> None:
+    weight, mask = masked_weight((6, 4, 3, 3), 0.4)
+    layout = LAYOUT_MAKERS[maker](mask)
+    x, values = feature_major(torch.randn(5, 4, 8, 7)), layout.gather(weight).float()
+    arguments = (x, values, None, list(layout.index), list(layout.shape), [2, 1], [1, 0], [1, 1], 1)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(OPS[layout.kind].conv2d, arguments, test_utils=checks)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = OPS[layout.kind].conv2d(mode.from_tensor(x), *arguments[1:])
+    assert fake.stride() == OPS[layout.kind].conv2d(*arguments).stride()
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("formats", [(False, True), (True, False), (True, True)], ids=["x", "grad", "both"])
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+@pytest.mark.parametrize("maker", ["csr", "csr_narrow", "bsr"])
+def test_gradients_have_the_format_of_what_they_are_gradients_of(
+    maker: str, case: tuple[Any, ...], formats: tuple[bool, bool], backend: str
+) -> None:
+    n, channels, height, width, out, kernel, arguments = case
+    weight, mask = masked_weight((out, channels // arguments.get("groups", 1), *kernel), 0.4)
+    layout = LAYOUT_MAKERS[maker](mask)
+    inputs = (torch.randn(n, channels, height, width), layout.gather(weight).float(), torch.randn(out))
+
+    def gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        x, values, bias = (t.detach().requires_grad_() for t in (x, *inputs[1:]))
+        y = functional.conv2d(x, values, layout, bias, **arguments)
+        return torch.autograd.grad(y, (x, values, bias), grad)
+
+    with use_backend(backend):
+        y = functional.conv2d(inputs[0], inputs[1], layout, inputs[2], **arguments)
+        grad = torch.randn(y.shape)
+        expected = gradients(grad, inputs[0])
+        x = feature_major(inputs[0]) if formats[1] else inputs[0]
+        found = gradients(feature_major(grad) if formats[0] else grad, x)
+    if arguments.get("padding_mode") is None and arguments.get("padding") != "same":  # else torch pads, contiguously
+        assert is_feature_major(found[0]) == is_feature_major(x)
+    for actual, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual.contiguous(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("maker", ["csr", "bsr"])
+def test_tracing_sees_the_strides_of_feature_major_gradients(maker: str) -> None:
+    weight, mask = masked_weight((6, 4, 3, 3), 0.4)
+    layout = LAYOUT_MAKERS[maker](mask)
+    x, values = feature_major(torch.randn(5, 4, 8, 7)), layout.gather(weight).float()
+    conv = ([2, 1], [1, 0], [1, 1], 1)
+    y = OPS[layout.kind].conv2d(x, values, None, list(layout.index), list(layout.shape), *conv)
+    arguments = (feature_major(torch.randn(y.shape)), x, values, list(layout.index), list(layout.shape), *conv)
+    op = OPS[layout.kind].conv2d_backward
+    for wanted in ([True, True, True], [True, False, False]):
+        torch.library.opcheck(op, (*arguments, wanted), test_utils=("test_schema", "test_faketensor"))
+    assert is_feature_major(op(*arguments, [True, True, True])[0])
 
 
 @pytest.mark.usefixtures("seed")

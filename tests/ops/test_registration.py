@@ -128,8 +128,9 @@ def test_export_gives_the_same_output_for_other_batch_sizes() -> None:
 def test_backend_of_names_what_runs() -> None:
     assert backend_of("csr", "cpu", torch.float32) == f"cpu-{_C.isa()}"
     assert backend_of("csr", "cpu", torch.bfloat16) == "reference"
+    assert backend_of("bsr", "cpu", torch.bfloat16) == "reference"
     assert backend_of("bsr", "cpu", torch.float64) == f"cpu-{_C.isa()}"
-    assert backend_of("bsr", "cpu", torch.float32, dims=4) == "reference"
+    assert backend_of("bsr", "cpu", torch.float32, dims=4) == f"cpu-{_C.isa()}"
     assert backend_of("dense", "cpu", torch.float32) == "torch"
     with use_backend("reference"):
         assert backend_of("csr", "cpu", torch.float32) == "reference"
