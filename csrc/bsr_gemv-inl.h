@@ -70,19 +70,20 @@ void bsr_gemv_panel(const BsrGemvArgs<T>& a, int64_t p) {
 
 template <class T>
 void bsr_gemv(const BsrGemvArgs<T>& a) {
-  constexpr int kWidest = 64 / sizeof(T);
+  // As many lanes as a register has: wider vectors than that would live in memory.
+  constexpr int kWidest = Vec<T>::kLanes, kNarrow = kWidest < 4 ? kWidest : 4;
   for (int64_t p = 0; p < a.block_rows; ++p) {
     if (a.c == 1) {
       int64_t row = 0;
       for (; row + kWidest <= a.r; row += kWidest) bsr_gemv_column<T, kWidest>(a, p, row);
-      for (; row + 4 <= a.r; row += 4) bsr_gemv_column<T, 4>(a, p, row);
+      for (; row + kNarrow <= a.r; row += kNarrow) bsr_gemv_column<T, kNarrow>(a, p, row);
       for (; row < a.r; ++row) bsr_gemv_column<T, 1>(a, p, row);
     } else if (a.c >= kWidest) {
       bsr_gemv_panel<T, kWidest>(a, p);
-    } else if (a.c >= 8) {
+    } else if (kWidest > 8 && a.c >= 8) {
       bsr_gemv_panel<T, 8>(a, p);
     } else {
-      bsr_gemv_panel<T, 4>(a, p);
+      bsr_gemv_panel<T, kNarrow>(a, p);
     }
   }
 }

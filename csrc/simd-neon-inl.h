@@ -35,9 +35,9 @@ struct Vec<float> {
   static reg fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
   static float sum(reg v) { return vaddvq_f32(v); }
 
-  static void add_sums(float* out, const reg (&p)[4]) {
+  static void add_sums(float* out, const reg (&p)[4], int n = 4) {
     const reg s = vpaddq_f32(vpaddq_f32(p[0], p[1]), vpaddq_f32(p[2], p[3]));
-    store(out, add(load(out), s));
+    store_part(out, add(load_part(out, n), s), n);
   }
 
   static void transpose(reg (&r)[4]) {
@@ -79,9 +79,9 @@ struct Vec<double> {
   static reg fma(reg a, reg b, reg c) { return vfmaq_f64(c, a, b); }
   static double sum(reg v) { return vaddvq_f64(v); }
 
-  static void add_sums(double* out, const reg (&p)[4]) {
-    store(out, add(load(out), vpaddq_f64(p[0], p[1])));
-    store(out + 2, add(load(out + 2), vpaddq_f64(p[2], p[3])));
+  static void add_sums(double* out, const reg (&p)[4], int n = 4) {
+    store_part(out, add(load_part(out, n), vpaddq_f64(p[0], p[1])), n);
+    if (n > 2) store_part(out + 2, add(load_part(out + 2, n - 2), vpaddq_f64(p[2], p[3])), n - 2);
   }
 
   static void transpose(reg (&r)[2]) {

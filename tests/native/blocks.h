@@ -18,7 +18,8 @@ struct Blocks {
   Array<T> values;
   Array<uint8_t> mask;
 
-  Blocks(Random& random, int64_t height, int64_t width, int64_t block_r, int64_t block_c, double density, bool with_mask)
+  Blocks(Random& random, int64_t height, int64_t width, int64_t block_r, int64_t block_c, double density,
+         bool with_mask)
       : rows(height),
         cols(width),
         r(block_r),

@@ -56,7 +56,7 @@ void check(const Block& block, const Case& c, bool masked, int seed) {
   each_isa([&](const char* isa) {
     for (int threads = 1; threads <= 4; ++threads) {
       const int wanted = 1 + static_cast<int>(random.below(7)), turn = static_cast<int>(random.below(1 << 20));
-      begin_case("bsr linear %s %s block %dx%d batch %d rows %d cols %d density %g mask %d threads %d turn %d wanted %d",
+      begin_case("bsr linear %s %s block %dx%d batch %d rows %d cols %d density %g mask %d threads %d turn %d want %d",
                  type_name<T>(), isa, int(block.r), int(block.c), int(c.batch), int(c.rows), int(c.cols), c.density,
                  masked, threads, turn, wanted);
       const Matrix<T> in(c.batch, c.cols, turn % kLayouts), out_grad(c.batch, c.rows, turn / 5 % kLayouts);
@@ -68,9 +68,11 @@ void check(const Block& block, const Case& c, bool masked, int seed) {
       out.expect(turn % 2 ? y_biased : y, "y");
 
       const Array<T> dvalues(w.values.size()), dbias(c.rows);
+      BsrWeight<T> weight = w.weight();
+      if (!(wanted & 1)) weight.values = nullptr;
       poison_scratch();
       bsr_linear_backward<T>(sizes, out_grad.data.data(), out_grad.s, wanted & 2 ? in.data.data() : nullptr, in.s,
-                             w.weight(), wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
+                             weight, wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
                              wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr, threads);
       if (wanted & 1) in_grad.expect(dx, "dx");
       if (wanted & 2) expect_sums(dvalues, dw, "dvalues");

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "blocks.h"
-#include "bsr_linear.h"
+#include "bsr_conv.h"
 #include "csr_conv.h"
 #include "csr_linear.h"
 #include "expand.h"
@@ -35,7 +35,8 @@ struct Layers {
   Random random{5};
   Csr<uint16_t> linear_weight = Csr<uint16_t>::of(random_mask(random, kRows, kCols, .4), kRows, kCols);
   Csr<int32_t> conv_weight = Csr<int32_t>::of(random_mask(random, 6, 45, .4), 6, 45);
-  Blocks<T> narrow{random, kRows, kCols, 4, 1, .5, true}, wide{random, kRows, kCols, 4, 4, .5, false};
+  const Blocks<T> narrow{random, kRows, kCols, 4, 1, .5, true}, wide{random, kRows, kCols, 4, 4, .5, false};
+  const Blocks<T> taps_of_blocks{random, 6, 45, 4, 3, .5, true};
   Array<T> x{kBatch * kCols}, grad{kBatch * kRows}, values{linear_weight.nnz}, bias{kRows};
   Array<T> image{3 * 5 * 9 * 8}, image_grad{3 * 6 * 5 * 8}, taps{conv_weight.nnz};
   Array<uint8_t> bits{kNumel / 8};
@@ -54,13 +55,15 @@ struct Layers {
     Array<T> narrow_y{kBatch * kRows}, narrow_dx{kBatch * kCols}, narrow_dvalues;
     Array<T> wide_y{kBatch * kRows}, wide_few_y{kFew * kRows}, wide_dx{kBatch * kCols}, wide_dvalues;
     Array<T> image_y{3 * 6 * 5 * 8}, image_dx{3 * 5 * 9 * 8}, image_dvalues, image_dbias{6};
+    Array<T> block_image_y{3 * 6 * 5 * 8}, block_image_dx{3 * 5 * 9 * 8}, block_image_dvalues;
     Array<T> dense{kNumel}, compact{kNumel / 2};
     explicit Results(const Layers& l)
         : dvalues(l.linear_weight.nnz),
           few_dvalues(l.linear_weight.nnz),
           narrow_dvalues(l.narrow.values.size()),
           wide_dvalues(l.wide.values.size()),
-          image_dvalues(l.conv_weight.nnz) {}
+          image_dvalues(l.conv_weight.nnz),
+          block_image_dvalues(l.taps_of_blocks.values.size()) {}
   };
 
   void run(const Results& r, int threads) const {
@@ -89,7 +92,13 @@ struct Layers {
     csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
                                    k.col.data(), threads);
     csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image.data(), taps.data(), r.image_dx.data(),
-                                    r.image_dvalues.data(), r.image_dbias.data(), k.crow.data(), k.col.data(), threads);
+                                    r.image_dvalues.data(), r.image_dbias.data(), k.ccol.data(), k.row.data(),
+                                    k.perm.data(), false, false, threads);
+    ConvSizes major = conv;  // the same memory, taken for feature-major
+    major.feature_major = true;
+    bsr_conv2d_forward<T>(major, image.data(), taps_of_blocks.weight(), nullptr, r.block_image_y.data(), threads);
+    bsr_conv2d_backward<T>(conv, image_grad.data(), image.data(), taps_of_blocks.weight(), r.block_image_dx.data(),
+                           r.block_image_dvalues.data(), nullptr, true, true, threads);
     expand(compact.data(), bits.data(), rank.data(), r.dense.data(), kNumel, sizeof(T), threads);
     compress(r.dense.data(), bits.data(), rank.data(), r.compact.data(), kNumel, sizeof(T), threads);
   }
@@ -108,6 +117,9 @@ void expect_same(const Layers::Results& found, const Layers::Results& right) {
   expect_same(found.image_y, right.image_y, "conv y"), expect_same(found.image_dx, right.image_dx, "conv dx");
   expect_same(found.image_dvalues, right.image_dvalues, "conv dvalues");
   expect_same(found.image_dbias, right.image_dbias, "conv dbias");
+  expect_same(found.block_image_y, right.block_image_y, "conv of blocks y");
+  expect_same(found.block_image_dx, right.block_image_dx, "conv of blocks dx");
+  expect_same(found.block_image_dvalues, right.block_image_dvalues, "conv of blocks dvalues");
   expect_same(found.dense, right.dense, "dense"), expect_same(found.compact, right.compact, "compact");
 }
 

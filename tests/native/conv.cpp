@@ -1,9 +1,10 @@
-// csr_conv2d_forward and csr_conv2d_backward over kernels, strides, paddings, dilations, groups and image counts that
-// leave strips partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border.
+// The convolutions of both formats over kernels, strides, paddings, dilations, groups and image counts that leave strips
+// partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border; activations
+// contiguous or feature-major.
+#include "blocks.h"
+#include "bsr_conv.h"
 #include "csr_conv.h"
-
-#include "harness.h"
-#include "kernels.h"
+#include "matrix.h"
 
 namespace lth {
 namespace test {
@@ -64,38 +65,105 @@ const Case kCases[] = {
     {16, 24, 40, 17, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, .03},  // several bands
     {1, 240, 5, 2, 160, 1, 2, 2, 1, 1, 0, 0, 1, 1, .5},   // non-zeros placed and sorted by all threads for all
     {2, 70, 30, 30, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, .02},   // offsets beyond 16 bits where a pixel is the unit
+    {16, 3, 6, 8, 5, 1, 3, 3, 1, 1, 0, 0, 1, 1, .4},  // images that fill registers, and more and fewer than do
+    {16, 4, 4, 8, 6, 1, 3, 3, 1, 1, 1, 1, 1, 1, .4},
+    {33, 3, 4, 5, 4, 1, 3, 2, 1, 1, 1, 0, 1, 1, .4},
+    {150, 2, 3, 3, 3, 1, 3, 3, 1, 1, 1, 1, 1, 1, .5},
+    {8, 5, 5, 6, 7, 1, 3, 3, 2, 2, 1, 1, 1, 1, .3},
+    {32, 7, 4, 4, 9, 1, 1, 1, 1, 1, 0, 0, 1, 1, .4},
+    {4, 7, 5, 6, 9, 1, 1, 1, 1, 1, 0, 0, 1, 1, .4},
+    {5, 4, 7, 9, 6, 1, 1, 1, 3, 2, 0, 0, 1, 1, .5},
+    {7, 2, 13, 12, 3, 1, 2, 3, 2, 3, 3, 1, 3, 2, .5},
+    {5, 6, 6, 5, 9, 3, 3, 3, 1, 1, 1, 1, 1, 1, .5},
+    {20, 6, 7, 7, 6, 6, 3, 3, 1, 1, 1, 1, 1, 1, .6},
+    {4, 8, 6, 5, 32, 2, 3, 3, 1, 1, 1, 1, 1, 1, .3},  // groups of whole blocks
+};
+
+int64_t columns_of(const ConvSizes& s) { return s.channels / s.groups * s.kernel_h * s.kernel_w; }
+
+// A live element of the weight: where in `values`, in which output channel, in which column.
+struct Live {
+  int64_t at, row, col;
+};
+
+template <class T, class Index>
+struct CsrLayer {
+  Csr<Index> w;
+  Array<T> values;
+
+  CsrLayer(Random& random, const ConvSizes& s, double density)
+      : w(Csr<Index>::of(random_mask(random, s.out_channels, columns_of(s), density), s.out_channels, columns_of(s))),
+        values(w.nnz) {
+    random.fill(values);
+  }
+  std::vector<Live> live() const {
+    std::vector<Live> all;
+    for (int64_t o = 0; o < w.rows; ++o) {
+      for (int64_t k = w.crow[o]; k < w.crow[o + 1]; ++k) all.push_back({k, o, w.col[k]});
+    }
+    return all;
+  }
+  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, int threads) const {
+    csr_conv2d_forward<T, Index>(s, x, values.data(), bias, y, w.crow.data(), w.col.data(), threads);
+  }
+  void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
+                bool x_major, int threads) const {
+    csr_conv2d_backward<T, Index>(s, grad, x, dx == nullptr ? nullptr : values.data(), dx, dvalues, dbias,
+                                  w.ccol.data(), w.row.data(), w.perm.data(), grad_major, x_major, threads);
+  }
 };
 
 template <class T>
+struct BsrLayer {
+  Blocks<T> w;
+  const Array<T>& values;
+
+  BsrLayer(Random& random, const ConvSizes& s, int64_t r, int64_t c, double density, bool masked)
+      : w(random, s.out_channels, columns_of(s), r, c, density, masked), values(w.values) {}
+  std::vector<Live> live() const {
+    std::vector<Live> all;
+    w.each_live([&](int64_t at, int64_t row, int64_t col) { all.push_back({at, row, col}); });
+    return all;
+  }
+  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, int threads) const {
+    bsr_conv2d_forward<T>(s, x, w.weight(), bias, y, threads);
+  }
+  void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
+                bool x_major, int threads) const {
+    BsrWeight<T> weight = w.weight();
+    if (dx == nullptr) weight.values = nullptr;
+    bsr_conv2d_backward<T>(s, grad, x, weight, dx, dvalues, dbias, grad_major, x_major, threads);
+  }
+};
+
 struct Truth {
   std::vector<Sum> y, dx, dw, db;
 };
 
-template <class T, class Index>
-Truth<T> truth(const ConvSizes& s, const Csr<Index>& w, const Array<T>& x, const Array<T>& grad,
-               const Array<T>& values) {
+template <class T>
+Truth truth(const ConvSizes& s, const std::vector<Live>& weight, const Array<T>& x, const Array<T>& grad,
+            const Array<T>& values) {
   const auto size = [](int64_t count) { return static_cast<size_t>(count); };
-  Truth<T> t{std::vector<Sum>(size(grad.size())), std::vector<Sum>(size(x.size())), std::vector<Sum>(size(w.nnz)),
-             std::vector<Sum>(size(s.out_channels))};
+  Truth t{std::vector<Sum>(size(grad.size())), std::vector<Sum>(size(x.size())), std::vector<Sum>(size(values.size())),
+          std::vector<Sum>(size(s.out_channels))};
   const int64_t taps = s.kernel_h * s.kernel_w, group_channels = s.channels / s.groups;
-  for (int64_t n = 0; n < s.n; ++n) {
-    for (int64_t o = 0; o < s.out_channels; ++o) {
-      const int64_t plane = (n * s.out_channels + o) * s.out_h * s.out_w;
-      for (int64_t i = 0; i < s.out_h * s.out_w; ++i) t.db[size(o)].add(grad[plane + i]);
-      for (int64_t k = w.crow[o]; k < w.crow[o + 1]; ++k) {
-        const int64_t c = o / (s.out_channels / s.groups) * group_channels + w.col[k] / taps;
-        const int64_t ky = w.col[k] / s.kernel_w % s.kernel_h, kx = w.col[k] % s.kernel_w;
-        for (int64_t oy = 0; oy < s.out_h; ++oy) {
-          const int64_t iy = oy * s.stride_h + ky * s.dilation_h - s.pad_h;
-          if (iy < 0 || iy >= s.height) continue;
-          for (int64_t ox = 0; ox < s.out_w; ++ox) {
-            const int64_t ix = ox * s.stride_w + kx * s.dilation_w - s.pad_w;
-            if (ix < 0 || ix >= s.width) continue;
-            const int64_t to = plane + oy * s.out_w + ox, from = ((n * s.channels + c) * s.height + iy) * s.width + ix;
-            t.y[size(to)].add(static_cast<double>(values[k]) * x[from]);
-            t.dx[size(from)].add(static_cast<double>(values[k]) * grad[to]);
-            t.dw[size(k)].add(static_cast<double>(x[from]) * grad[to]);
-          }
+  const int64_t pixels = s.out_h * s.out_w;
+  for (int64_t i = 0; i < grad.size(); ++i) t.db[size(i / pixels % s.out_channels)].add(grad[i]);
+  for (const Live& k : weight) {
+    const int64_t c = k.row / (s.out_channels / s.groups) * group_channels + k.col / taps;
+    const int64_t ky = k.col / s.kernel_w % s.kernel_h, kx = k.col % s.kernel_w;
+    for (int64_t n = 0; n < s.n; ++n) {
+      for (int64_t oy = 0; oy < s.out_h; ++oy) {
+        const int64_t iy = oy * s.stride_h + ky * s.dilation_h - s.pad_h;
+        if (iy < 0 || iy >= s.height) continue;
+        for (int64_t ox = 0; ox < s.out_w; ++ox) {
+          const int64_t ix = ox * s.stride_w + kx * s.dilation_w - s.pad_w;
+          if (ix < 0 || ix >= s.width) continue;
+          const int64_t to = (n * s.out_channels + k.row) * pixels + oy * s.out_w + ox;
+          const int64_t from = ((n * s.channels + c) * s.height + iy) * s.width + ix;
+          t.y[size(to)].add(static_cast<double>(values[k.at]) * x[from]);
+          t.dx[size(from)].add(static_cast<double>(values[k.at]) * grad[to]);
+          t.dw[size(k.at)].add(static_cast<double>(x[from]) * grad[to]);
         }
       }
     }
@@ -103,70 +171,108 @@ Truth<T> truth(const ConvSizes& s, const Csr<Index>& w, const Array<T>& x, const
   return t;
 }
 
-template <class T, class Index>
-void check(const Case& c, int seed) {
-  const ConvSizes s = c.sizes();
-  lth::check(s);
-  Random random(static_cast<uint64_t>(seed));
-  const int64_t cols = s.channels / s.groups * s.kernel_h * s.kernel_w;
-  const auto w = Csr<Index>::of(random_mask(random, s.out_channels, cols, c.density), s.out_channels, cols);
-  const Array<T> x(s.n * s.channels * s.height * s.width), grad(s.n * s.out_channels * s.out_h * s.out_w);
-  const Array<T> values(w.nnz), bias(s.out_channels);
-  random.fill(x), random.fill(grad), random.fill(values), random.fill(bias);
-  const Truth<T> right = truth<T>(s, w, x, grad, values);
+// Where element i of a contiguous [n, ...] array lies in memory [..., n].
+int64_t place(int64_t i, int64_t n, int64_t size, bool major) {
+  return major ? i % (size / n) * n + i / (size / n) : i;
+}
 
-  int turn = seed;
+template <class T>
+void to_format(const Array<T>& from, int64_t n, bool major, const Array<T>& to) {
+  for (int64_t i = 0; i < from.size(); ++i) to[place(i, n, from.size(), major)] = from[i];
+}
+
+template <class T, class Layer>
+void check_layer(const ConvSizes& sizes, const Layer& layer, Random& random, int first_threads, int last_threads,
+                 const char* name) {
+  ConvSizes s = sizes;
+  const Array<T> x(s.n * s.channels * s.height * s.width), grad(s.n * s.out_channels * s.out_h * s.out_w);
+  const Array<T> bias(s.out_channels), x_in(x.size()), grad_in(grad.size());
+  random.fill(x), random.fill(grad), random.fill(bias);
+  const Truth right = truth<T>(s, layer.live(), x, grad, layer.values);
+
   each_isa([&](const char* isa) {
-    for (int threads = 1; threads <= 4; ++threads, ++turn) {
-      const int wanted = 1 + turn % 7;
-      begin_case("conv %s %s %s case %d threads %d wanted %d", type_name<T>(), type_name<Index>(), isa, seed - 1,
-                 threads, wanted);
-      const bool biased = turn % 2;
+    for (int threads = first_threads; threads <= last_threads; ++threads) {
+      const int wanted = 1 + static_cast<int>(random.below(7)), formats = s.n < 2 ? 0 : int(random.below(8));
+      const bool y_major = formats & 1, grad_major = formats & 2, x_major = formats & 4, biased = random.below(2) == 1;
+      begin_case("%s %s %s threads %d wanted %d feature-major: forward %d grad %d x %d", name, type_name<T>(), isa,
+                 threads, wanted, y_major, grad_major, x_major);
       const Array<T> y(grad.size());
+      s.feature_major = y_major;
+      to_format(x, s.n, y_major, x_in);
       poison_scratch();
-      csr_conv2d_forward<T, Index>(s, x.data(), values.data(), biased ? bias.data() : nullptr, y.data(), w.crow.data(),
-                                   w.col.data(), threads);
+      layer.forward(s, x_in.data(), biased ? bias.data() : nullptr, y.data(), threads);
       for (int64_t i = 0; i < y.size(); ++i) {
         Sum sum = right.y[static_cast<size_t>(i)];
         if (biased) sum.add(bias[i / (s.out_h * s.out_w) % s.out_channels]);
-        expect_sum(y[i], sum, "y", i);
+        expect_sum(y[place(i, s.n, y.size(), y_major)], sum, "y", i);
       }
 
-      const Array<T> dx(x.size()), dvalues(w.nnz), dbias(s.out_channels);
+      const Array<T> dx(x.size()), dvalues(layer.values.size()), dbias(s.out_channels);
+      s.feature_major = false;
+      to_format(x, s.n, x_major, x_in), to_format(grad, s.n, grad_major, grad_in);
       poison_scratch();
-      csr_conv2d_backward<T, Index>(s, grad.data(), wanted & 2 ? x.data() : nullptr,
-                                    wanted & 1 ? values.data() : nullptr, wanted & 1 ? dx.data() : nullptr,
-                                    wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr,
-                                    w.crow.data(), w.col.data(), threads);
-      const auto expect = [](const Array<T>& found, const std::vector<Sum>& sums, const char* what) {
-        for (int64_t i = 0; i < found.size(); ++i) expect_sum(found[i], sums[static_cast<size_t>(i)], what, i);
-      };
-      if (wanted & 1) expect(dx, right.dx, "dx");
-      if (wanted & 2) expect(dvalues, right.dw, "dvalues");
-      if (wanted & 4) expect(dbias, right.db, "dbias");
+      layer.backward(s, grad_in.data(), wanted & 2 ? x_in.data() : nullptr, wanted & 1 ? dx.data() : nullptr,
+                     wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr, grad_major, x_major,
+                     threads);
+      for (int64_t i = 0; wanted & 1 && i < dx.size(); ++i)
+        expect_sum(dx[place(i, s.n, dx.size(), x_major)], right.dx[static_cast<size_t>(i)], "dx", i);
+      if (wanted & 2) expect_sums(dvalues, right.dw, "dvalues");
+      if (wanted & 4) expect_sums(dbias, right.db, "dbias");
     }
   });
 }
 
-// What one image or one input channel holds reaches no other image, no output and no dx of another channel.
 template <class T, class Index>
-void check_isolation() {
-  const ConvSizes s = Case{5, 4, 6, 6, 4, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1}.sizes();
+void check_csr(const Case& c, int number) {
+  const ConvSizes s = c.sizes();
+  lth::check(s);
+  Random random(static_cast<uint64_t>(number + 1));
+  char name[64];
+  std::snprintf(name, sizeof name, "conv case %d %s", number, type_name<Index>());
+  check_layer<T>(s, CsrLayer<T, Index>(random, s, c.density), random, 1, 4, name);
+}
+
+const struct {
+  int64_t r, c;
+} kBlocks[] = {{4, 1}, {4, 4}, {3, 5}, {16, 16}, {1, 4}, {64, 64}, {4, 9}, {1, 1}, {8, 3}};
+
+// Every case with three of the blocks, with and without a mask, each with two of the thread counts.
+template <class T>
+void check_bsr(const Case& c, int number) {
+  const ConvSizes s = c.sizes();
+  for (int i = 0; i < 3; ++i) {
+    Random random(static_cast<uint64_t>(4 * number + i + 1));
+    const auto& block = kBlocks[(number + 3 * i + sizeof(T) / 8) % (sizeof(kBlocks) / sizeof(kBlocks[0]))];
+    const bool masked = random.below(2) == 1;
+    char name[64];
+    std::snprintf(name, sizeof name, "conv case %d block %dx%d mask %d", number, int(block.r), int(block.c), masked);
+    const int threads = 1 + 2 * static_cast<int>(random.below(2));
+    check_layer<T>(s, BsrLayer<T>(random, s, block.r, block.c, c.density, masked), random, threads, threads + 1, name);
+  }
+}
+
+// What one image or one input channel holds reaches no other image, no output and no dx of another channel.
+template <class T, class Layer>
+void check_isolation(const ConvSizes& sizes, const Layer& layer, const char* name) {
+  ConvSizes s = sizes;
   Random random(3);
-  const auto w = Csr<Index>::of(random_mask(random, s.out_channels, 9, 1), s.out_channels, 9);
-  const Array<T> x(s.n * s.channels * 36), grad(s.n * s.out_channels * 36), values(w.nnz), y(grad.size()), dx(x.size());
-  random.fill(x), random.fill(grad), random.fill(values);
-  const int64_t marked = 2 * 4 + 1;  // image 2, channel 1
+  const int64_t size = s.n * s.channels * 36, marked = 2 * 4 + 1;  // image 2, channel 1
+  const Array<T> x(size), grad(size), x_in(size), grad_in(size), y(size), dx(size);
+  random.fill(x), random.fill(grad);
   for (int64_t i = 36 * marked; i < 36 * (marked + 1); ++i) x[i] = grad[i] = std::numeric_limits<T>::infinity();
   each_isa([&](const char* isa) {
-    begin_case("conv isolation %s %s %s", type_name<T>(), type_name<Index>(), isa);
-    csr_conv2d_forward<T, Index>(s, x.data(), values.data(), nullptr, y.data(), w.crow.data(), w.col.data(), 2);
-    csr_conv2d_backward<T, Index>(s, grad.data(), nullptr, values.data(), dx.data(), nullptr, nullptr, w.crow.data(),
-                                  w.col.data(), 2);
-    for (int64_t i = 0; i < y.size(); ++i) {
-      if (i / 36 == marked) continue;
-      if (!std::isfinite(y[i])) fail("y[%d] is not finite", int(i));
-      if (!std::isfinite(dx[i])) fail("dx[%d] is not finite", int(i));
+    for (bool major : {false, true}) {
+      begin_case("%s isolation %s %s feature-major %d", name, type_name<T>(), isa, major);
+      s.feature_major = major;
+      to_format(x, s.n, major, x_in), to_format(grad, s.n, major, grad_in);
+      layer.forward(s, x_in.data(), nullptr, y.data(), 2);
+      s.feature_major = false;
+      layer.backward(s, grad_in.data(), nullptr, dx.data(), nullptr, nullptr, major, major, 2);
+      for (int64_t i = 0; i < size; ++i) {
+        if (i / 36 == marked) continue;
+        if (!std::isfinite(y[place(i, s.n, size, major)])) fail("y[%d] is not finite", int(i));
+        if (!std::isfinite(dx[place(i, s.n, size, major)])) fail("dx[%d] is not finite", int(i));
+      }
     }
   });
 }
@@ -174,11 +280,26 @@ void check_isolation() {
 }  // namespace
 
 void conv_part() {
-  each_type([](auto value, auto index) {
-    int seed = 1;
-    for (const Case& c : kCases) check<decltype(value), decltype(index)>(c, seed++);
-    check_isolation<decltype(value), decltype(index)>();
+  const ConvSizes depthwise = Case{5, 4, 6, 6, 4, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1}.sizes();
+  each_type([&](auto value, auto index) {
+    using T = decltype(value);
+    using Index = decltype(index);
+    int number = 0;
+    for (const Case& c : kCases) check_csr<T, Index>(c, number++);
+    Random random(3);
+    check_isolation<T>(depthwise, CsrLayer<T, Index>(random, depthwise, 1), "conv");
   });
+}
+
+void bsr_conv_part() {
+  int number = 0;
+  for (const Case& c : kCases) {
+    check_bsr<float>(c, number);
+    check_bsr<double>(c, number++);
+  }
+  const ConvSizes depthwise = Case{5, 4, 6, 6, 4, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1}.sizes();
+  Random random(3);
+  check_isolation<float>(depthwise, BsrLayer<float>(random, depthwise, 1, 3, 1, false), "conv of blocks");
 }
 
 }  // namespace test

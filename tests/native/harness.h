@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -184,6 +185,7 @@ void microkernels_part();
 void linear_part();
 void bsr_linear_part();
 void conv_part();
+void bsr_conv_part();
 void moves_part();
 void concurrency_part();
 

@@ -17,6 +17,7 @@ int main(int count, char** arguments) {
                {"linear", &linear_part},
                {"bsr_linear", &bsr_linear_part},
                {"conv", &conv_part},
+               {"bsr_conv", &bsr_conv_part},
                {"moves", &moves_part},
                {"concurrency", &concurrency_part}};
   lth::thread_grain() = 1;  // even the smallest work is shared

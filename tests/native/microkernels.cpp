@@ -1,8 +1,8 @@
 // Every microkernel of microkernels.def in every table, by itself: each tile with rows of no, few and many non-zeros,
 // offsets in any unit, pitches with gaps that must stay as they were, with and without bias, from scratch or adding up.
 //
-// check_<op> is found by the operation's name: a new operation in microkernels.def does not compile without one, here or,
-// for blocks, in block_microkernels.cpp.
+// check_<op> is found by the operation's name: a new operation in microkernels.def does not compile without one, here
+// or, for blocks, in block_microkernels.cpp.
 #include "microkernels.h"
 
 namespace lth {
@@ -14,29 +14,35 @@ void check_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int ti
   const int64_t width = tile * k.lanes;
   Random random(static_cast<uint64_t>(tile));
   for (const Shape& shape : shapes(width)) {
-    for (int flags = 0; flags < 4; ++flags) {
-      const bool accumulate = flags & 1, biased = flags & 2;
-      const int64_t rows = (flags * 5 + tile) % 8;
-      begin_case("%s_csr_spmm_%dx%d_%s__%s rows %d unit %d pitch %d accumulate %d bias %d", type_name<T>(), tile,
-                 static_cast<int>(k.lanes), type_name<Index>(), isa, static_cast<int>(rows),
-                 static_cast<int>(shape.unit), static_cast<int>(shape.pitch), accumulate, biased);
+    for (int flags = 0; flags < 8; ++flags) {
+      const bool accumulate = flags & 1, biased = flags & 2, stepped = flags & 4;
+      const bool apart = accumulate && (biased || stepped);  // what is added to lies elsewhere
+      const int64_t rows = (flags * 5 + tile) % 8, step = stepped ? k.lanes + flags % 3 : k.lanes;
+      const int64_t pitch = stepped ? tile * step : shape.pitch;
+      begin_case("%s_csr_spmm_%dx%d_%s__%s rows %d unit %d pitch %d accumulate %d apart %d bias %d step %d",
+                 type_name<T>(), tile, static_cast<int>(k.lanes), type_name<Index>(), isa, static_cast<int>(rows),
+                 static_cast<int>(shape.unit), static_cast<int>(pitch), accumulate, apart, biased,
+                 static_cast<int>(step));
       const Rows w = Rows::of(random, rows);
       const Array<Index> offset(w.nnz);
       const int64_t largest = fill_offsets(random, offset, 17);
       const Array<T> values(w.nnz), x(w.nnz == 0 ? 0 : largest * shape.unit + width), bias(rows);
-      const Array<T> y(rows == 0 ? 0 : (rows - 1) * shape.pitch + width), before(y.size());
-      random.fill(values), random.fill(x), random.fill(bias), random.fill(before);
-      if (accumulate) std::memcpy(y.data(), before.data(), static_cast<size_t>(y.size()) * sizeof(T));
+      const Array<T> y(rows == 0 ? 0 : (rows - 1) * pitch + (tile - 1) * step + k.lanes), before(y.size());
+      const Array<T> from(apart && rows > 0 ? (rows - 1) * shape.pitch + width : 0);
+      for (const Array<T>* a : {&values, &x, &bias, &before, &from}) random.fill(*a);
+      const bool in_place = accumulate && !apart;
+      if (in_place) std::memcpy(y.data(), before.data(), static_cast<size_t>(y.size()) * sizeof(T));
       ops.spmm[tile]({x.data(), offset.data(), shape.unit, values.data(), w.begin.data(), w.end.data(), rows,
-                      biased ? bias.data() : nullptr, accumulate, y.data(), shape.pitch});
+                      biased ? bias.data() : nullptr, accumulate, y.data(), pitch, apart ? from.data() : nullptr,
+                      shape.pitch, stepped ? step : 0});
       for (int64_t i = 0; i < y.size(); ++i) {
-        const int64_t r = i / shape.pitch, lane = i % shape.pitch;
-        if (lane >= width) {
-          if (accumulate ? y[i] != before[i] : !is_poison(y[i])) fail("a gap of y was written, row %d", int(r));
+        const int64_t r = i / pitch, at = i % pitch, lane = at / step * k.lanes + at % step;
+        if (at >= tile * step || at % step >= k.lanes) {
+          if (in_place ? y[i] != before[i] : !is_poison(y[i])) fail("a gap of y was written, row %d", int(r));
           continue;
         }
         Sum sum;
-        sum.add(accumulate ? before[i] : biased ? bias[r] : T(0));
+        sum.add(apart ? from[r * shape.pitch + lane] : accumulate ? before[i] : biased ? bias[r] : T(0));
         for (int32_t n = w.begin[r]; n < w.end[r]; ++n)
           sum.add(static_cast<double>(values[n]) * x[offset[n] * shape.unit + lane]);
         expect_sum(y[i], sum, "y", r, lane);
@@ -250,9 +256,61 @@ void check_sum(const Kernels<T>& k, const char* isa) {
 }
 
 template <class T>
+void check_copy_runs(const Kernels<T>& k, const char* isa) {
+  Random random(12);
+  for (int64_t live = 0; live <= 3 * k.lanes; ++live) {
+    for (int64_t extra : {int64_t{0}, int64_t{1}, k.lanes, k.lanes + 3}) {
+      const int64_t wide = live + extra, src_pitch = live + random.below(3), dst_pitch = wide + random.below(3);
+      const int64_t count = random.below(4);
+      begin_case("%s copy_runs %s count %d live %d wide %d pitches %d %d", type_name<T>(), isa, int(count), int(live),
+                 int(wide), int(src_pitch), int(dst_pitch));
+      const Array<T> src(count == 0 ? 0 : (count - 1) * src_pitch + live);
+      const Array<T> dst(count == 0 ? 0 : (count - 1) * dst_pitch + wide);
+      random.fill(src);
+      k.copy_runs(src.data(), src_pitch, count, live, dst.data(), dst_pitch, wide);
+      for (int64_t i = 0; i < dst.size(); ++i) {
+        const int64_t r = i / dst_pitch, at = i % dst_pitch;
+        if (at >= wide) {
+          if (!is_poison(dst[i])) fail("a gap was written at [%d, %d]", int(r), int(at));
+        } else {
+          expect_equal(dst[i], at < live ? src[r * src_pitch + at] : T(0), "copied", r, at);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void check_add_runs(const Kernels<T>& k, const char* isa) {
+  Random random(13);
+  for (int64_t n = 0; n <= 5 * k.lanes; ++n) {
+    const int64_t runs = random.below(4);
+    const bool accumulate = n % 2;
+    begin_case("%s add_runs %s runs %d n %d accumulate %d", type_name<T>(), isa, int(runs), int(n), accumulate);
+    const Array<T> src(runs * n), sums(runs * k.lanes), before(sums.size());
+    random.fill(src), random.fill(before);
+    if (accumulate) std::memcpy(sums.data(), before.data(), static_cast<size_t>(sums.size()) * sizeof(T));
+    k.add_runs(src.data(), runs, n, accumulate, sums.data());
+    for (int64_t r = 0; r < runs; ++r) {
+      Sum sum;
+      T found = 0;
+      for (int64_t lane = 0; lane < k.lanes; ++lane) {
+        if (accumulate) sum.add(before[r * k.lanes + lane]);
+        found += sums[r * k.lanes + lane];
+      }
+      for (int64_t i = 0; i < n; ++i) sum.add(src[r * n + i]);
+      sum.terms += k.lanes;  // those of `found`
+      expect_sum(found, sum, "sum", r);
+    }
+  }
+}
+
+template <class T>
 void check_table(const Kernels<T>& k, const char* isa) {
   check_transpose(k, isa);
   check_sum(k, isa);
+  check_copy_runs(k, isa);
+  check_add_runs(k, isa);
   check_block_kernels(k, isa);
 #define LTH_MICROKERNEL(op, tile)  \
   check_##op(k, k.u16, tile, isa); \

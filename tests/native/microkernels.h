@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdio>
 
 #include "harness.h"
 #include "kernels.h"
