@@ -26,7 +26,7 @@ const Case kCases[] = {{0, 9, 11, .5},   {5, 0, 9, 1},    {5, 9, 0, 1},    {4, 9
                        {3, 1, 1, 1},     {130, 31, 35, .3}, {17, 3, 200, .5}, {70, 200, 3, .5}};
 
 template <class T>
-void check(const Block& block, const Case& c, bool masked, int seed) {
+void check(const Block& block, const Case& c, bool masked, int seed, int first_threads = 1, int last_threads = 4) {
   Random random(static_cast<uint64_t>(seed));
   const Blocks<T> w(random, c.rows, c.cols, block.r, block.c, c.density, masked);
   std::vector<T> x(static_cast<size_t>(c.batch * c.cols)), grad(static_cast<size_t>(c.batch * c.rows));
@@ -54,7 +54,7 @@ void check(const Block& block, const Case& c, bool masked, int seed) {
 
   const LinearSizes sizes{c.batch, c.rows, c.cols};
   each_isa([&](const char* isa) {
-    for (int threads = 1; threads <= 4; ++threads) {
+    for (int threads = first_threads; threads <= last_threads; ++threads) {
       const int wanted = 1 + static_cast<int>(random.below(7)), turn = static_cast<int>(random.below(1 << 20));
       begin_case("bsr linear %s %s block %dx%d batch %d rows %d cols %d density %g mask %d threads %d turn %d want %d",
                  type_name<T>(), isa, int(block.r), int(block.c), int(c.batch), int(c.rows), int(c.cols), c.density,
@@ -113,13 +113,13 @@ void check_all() {
     }
     for (int64_t batch : {2, 3, 19}) check_isolation<T>(b, batch);
   }
-  check<T>({4, 1}, {70, 6401, 300, .01}, true, seed++);  // bands of both gradients together
-  check<T>({7, 1}, {70, 6401, 9, .1}, false, seed++);
-  check<T>({4, 4}, {70, 6401, 30, .05}, false, seed++);  // bands of dw
-  check<T>({16, 16}, {67, 6410, 20, .3}, true, seed++);
-  check<T>({4, 1}, {1300, 5, 2000, .01}, false, seed++);  // several rounds
-  check<T>({4, 4}, {1300, 5, 2000, .01}, true, seed++);
-  check<T>({3, 5}, {1300, 2000, 6, .01}, false, seed++);
+  check<T>({4, 1}, {32, 6401, 280, .005}, true, seed++, 2, 3);  // bands of both gradients together
+  check<T>({7, 1}, {32, 6401, 9, .1}, false, seed++, 2, 3);
+  check<T>({4, 4}, {70, 3203, 30, .05}, false, seed++, 2, 3);  // bands of dw
+  check<T>({16, 16}, {67, 3210, 20, .3}, true, seed++, 2, 3);
+  check<T>({4, 1}, {600, 5, 2000, .01}, false, seed++, 1, 2);  // several rounds
+  check<T>({4, 4}, {600, 5, 2000, .01}, true, seed++, 1, 2);
+  check<T>({3, 5}, {600, 2000, 6, .01}, false, seed++, 1, 2);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The convolutions of both formats over kernels, strides, paddings, dilations, groups and image counts that leave strips
-// partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border; activations
+// The convolutions of both formats over kernels, strides, paddings, dilations, groups and image counts that leave
+// strips partly empty, blocks and bands with remainders, and outputs or taps that are nothing but border; activations
 // contiguous or feature-major.
 #include "blocks.h"
 #include "bsr_conv.h"
