@@ -48,7 +48,7 @@ Forward::Forward(const ConvSizes& s, int64_t rows, double entries, double least,
       (t.joined > 1 ? std::min(apart, t.lanes + max_h * row_pitch + max_w * t.images) : apart) * bytes * g.phases;
   const int64_t group_channels = std::max<int64_t>(1, s.channels / s.groups);
   blocks = ceil_div(group_channels, std::max<int64_t>(1, kBlockBytes / touched));
-  blocks = std::max<int64_t>(1, std::min(blocks, static_cast<int64_t>(entries / least)));
+  blocks = std::max<int64_t>(1, std::min(blocks, static_cast<int64_t>(entries / least + 0.5)));
   block_channels = ceil_div(group_channels, blocks);
   blocks = ceil_div(group_channels, block_channels);
 

@@ -10,7 +10,7 @@ namespace lth {
 namespace {
 
 constexpr int64_t kRowCost = 4;               // of an output channel, in non-zeros
-constexpr double kBlockNonZeros = 10;         // fewer for each row and block are not worth reloading the accumulators
+constexpr double kBlockNonZeros = 15;         // fewer for each row and block are not worth reloading the accumulators
 constexpr int64_t kSerialNonZeros = 1 << 16;  // up to here one thread places them: quicker than waiting for each other
 
 template <class T, class Index, class Offset>
