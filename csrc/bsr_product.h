@@ -72,14 +72,20 @@ struct Product {
     for (int64_t b = range.begin; b < range.end; b += chunk()) {
       const int64_t count = std::min(chunk(), range.end - b);
       for (int64_t strip = 0; strip < strips; ++strip) {
-        for (int64_t done = 0; done < out_block;) {
-          const int64_t panel = panel_of(k, out_block - done, t.tile);
-          spmm[panel][t.tile]({packed + strip * strip_size, index, in_block * t.lanes, in_block, t.lanes,
-                               values + done * row_stride, position, out_block * in_block, row_stride, column_stride,
-                               prefetch(strip, done, panel), pointers + b, pointers + b + 1, count, out_block,
-                               bias == nullptr ? nullptr : bias + b * out_block + done, false, buffer + done * t.lanes,
-                               t.lanes});
-          done += panel;
+        // Blocks of several panels row by row: the second panel then finds its weights in L1.
+        const int64_t at_once = panel_of(k, out_block, t.tile) == out_block ? count : 1;
+        for (int64_t p = 0; p < count; p += at_once) {
+          const int32_t* const begin = pointers + b + p;
+          T* const to = buffer + p * out_block * t.lanes;
+          for (int64_t done = 0; done < out_block;) {
+            const int64_t panel = panel_of(k, out_block - done, t.tile);
+            spmm[panel][t.tile]({packed + strip * strip_size, index, in_block * t.lanes, in_block, t.lanes,
+                                 values + done * row_stride, position, out_block * in_block, row_stride, column_stride,
+                                 prefetch(strip, done, panel), begin, begin + 1, at_once, out_block,
+                                 bias == nullptr ? nullptr : bias + (b + p) * out_block + done, false,
+                                 to + done * t.lanes, t.lanes});
+            done += panel;
+          }
         }
         const int64_t start = b * out_block, stop = std::min(rows, start + count * out_block);
         for (int64_t i = start; i < stop; i += kChunk) {
