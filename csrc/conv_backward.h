@@ -312,8 +312,8 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
   });
 }
 
-// Gradients for a weight of `entries` entries of Rows output channels each. Any of dx, dvalues and dbias may be null; of
-// dvalues only those of entries (and, with a mask, live ones) are written.
+// Gradients for a weight of `entries` entries of Rows output channels each. Any of dx, dvalues and dbias may be null;
+// of dvalues only those of entries (and, with a mask, live ones) are written.
 template <int Rows, class T, class Index>
 void backward(const ConvSizes& sizes, const T* grad, const T* x, T* dx, T* dvalues, T* dbias,
               const Transposed<T, Index>& w, int64_t entries, bool grad_feature_major, bool x_feature_major,
