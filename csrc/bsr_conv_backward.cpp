@@ -1,6 +1,6 @@
 // Gradients of conv2d(x, W) + bias for a BSR weight, inside the walk of conv_backward.h. Every column of a block has an
-// offset of its own: a block is listed as entries of four output channels of one column where its height allows that and
-// groups do not cut through it, else as its single live elements.
+// offset of its own: a block is listed as entries of four output channels of one column where its height allows that
+// and groups do not cut through it, else as its single live elements.
 #include "bsr_conv.h"
 #include "conv_backward.h"
 #include "scratch.h"

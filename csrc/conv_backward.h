@@ -95,7 +95,8 @@ struct Worker {
   void clear_missing_channels() {
     const int64_t there = s.out_channels * b.dy_pitch;
     if (there == b.dy_row) return;
-    for (int64_t r = 0; r < b.dy_rows; ++r) std::fill(packed_dy + r * b.dy_row + there, packed_dy + (r + 1) * b.dy_row, T(0));
+    for (int64_t r = 0; r < b.dy_rows; ++r)
+      std::fill(packed_dy + r * b.dy_row + there, packed_dy + (r + 1) * b.dy_row, T(0));
   }
 
   // Rows [from, until) of dy become available. Those before `from` are not needed any more; keep: those from there on
@@ -311,8 +312,8 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
   });
 }
 
-// Gradients for a weight of `entries` entries of Rows output channels each. Any of dx, dvalues and dbias may be null, but
-// of dvalues only those of entries (and, with a mask, live) are written.
+// Gradients for a weight of `entries` entries of Rows output channels each. Any of dx, dvalues and dbias may be null;
+// of dvalues only those of entries (and, with a mask, live ones) are written.
 template <int Rows, class T, class Index>
 void backward(const ConvSizes& sizes, const T* grad, const T* x, T* dx, T* dvalues, T* dbias,
               const Transposed<T, Index>& w, int64_t entries, bool grad_feature_major, bool x_feature_major,

@@ -3,8 +3,8 @@
 // An input pixel meets output (y - shift): with dy packed to [row][output channel][column][image] and bordered with
 // zeros, a non-zero is again one constant offset. `sort` puts the non-zeros, which the transposed index already has in
 // column order, in the order (block of output channels, virtual input channel, vertical shift); the blocks are what of
-// dy fits into an L1 cache, and are used where they leave enough non-zeros to each channel. With shifts apart, pixel rows
-// at the border leave out those taps that would read nothing but padding.
+// dy fits into an L1 cache, and are used where they leave enough non-zeros to each channel. With shifts apart, rows of
+// pixels at the border leave out those taps that would read nothing but padding.
 #pragma once
 
 #include <algorithm>
@@ -80,7 +80,7 @@ struct Backward {
     blocks = std::max<int64_t>(1, ceil_div(group_rows, block_channels));
   }
 
-  // Whether a strip of x could be read from where it is: all of a row is used, and nothing follows it in its last strip.
+  // Whether a strip of x could be read from where it is: all of a row is used, and it fills its last strip.
   bool whole_rows(const ConvSizes& s) const {
     return g.phases == 1 && maps[0].count == s.width && t.row_lanes == s.width * t.images;
   }
@@ -119,7 +119,8 @@ inline std::vector<Tap> taps_of(const ConvSizes& s, const Backward& b) {
     for (int64_t kx = 0; kx < s.kernel_w; ++kx) {
       const int64_t down = b.g.y.shift[static_cast<size_t>(ky)];
       const int64_t up = b.g.y.max_shift - down, left = b.g.x.max_shift - b.g.x.shift[static_cast<size_t>(kx)];
-      result.push_back({b.g.phase_of(ky, kx), down, ky * s.kernel_w + kx, (up * b.dy_row + left * b.t.images) / b.unit});
+      const int64_t offset = (up * b.dy_row + left * b.t.images) / b.unit;
+      result.push_back({b.g.phase_of(ky, kx), down, ky * s.kernel_w + kx, offset});
     }
   }
   std::stable_sort(result.begin(), result.end(), [](const Tap& p, const Tap& q) {
@@ -140,7 +141,7 @@ struct Sorted {
   const int32_t* begin(const Backward& b, int64_t shift) const { return pointers + shift * (b.buckets() + 1); }
 };
 
-// All threads of a team call this together, with the number of rows of an entry; the result is complete when it returns.
+// All threads of a team call this together, with the rows of an entry; the result is complete when it returns.
 template <int Rows, class T, class Index, class Offset>
 void sort(const ConvSizes& s, const Backward& b, const std::vector<Tap>& order, const Transposed<T, Index>& w,
           const Sorted<T, Offset>& to, int thread, int team) {

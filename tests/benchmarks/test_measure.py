@@ -14,7 +14,7 @@ from lth_sparse.benchmarks.machine import Rates
 from lth_sparse.benchmarks.measure import COLUMNS, Measurement, Run, Settings, read_csv, write_csv
 from lth_sparse.benchmarks.options import floats, integers, words
 from lth_sparse.benchmarks.plots import draw
-from lth_sparse.benchmarks.providers import PROVIDERS
+from lth_sparse.benchmarks.providers import LAYOUTS, PROVIDERS
 from lth_sparse.benchmarks.tables import layer_grid, network_grid, peer_grid, rates_line
 from lth_sparse.errors import ArgumentError
 
@@ -37,7 +37,7 @@ def test_what_multiplies_all_weights_is_measured_once_and_the_rest_at_each_densi
     keys = [(one.provider.name, one.density) for one in run.measurements if (one.case, one.mode) == (TINY[0], "step")]
     assert keys == [
         *(("dense", 1.0), ("masked dense", 1.0), ("torch CSR", 0.5), ("torch CSR", 0.1)),
-        *(("lth_sparse csr", 0.5), ("lth_sparse csr", 0.1)),
+        *((f"lth_sparse {layout}", density) for layout in LAYOUTS for density in (0.5, 0.1)),
     ]
 
 
@@ -125,7 +125,10 @@ def test_a_skipped_layout_is_said_so() -> None:
 def test_tables_have_a_line_for_each_layout_and_density(run: Run) -> None:
     grid = layer_grid(run)
     assert [row[:4] for row in grid.rows] == [
-        (case, "csr", "1", density) for case in ("tiny", "tiny-conv") for density in ("0.5", "0.1")
+        (case, layout, "1", density)
+        for case in ("tiny", "tiny-conv")
+        for layout in LAYOUTS
+        for density in ("0.5", "0.1")
     ]
     peers = peer_grid(run)
     assert peers is not None
