@@ -25,17 +25,33 @@ constexpr int64_t kRowCost = 4;  // a row's own cost, in non-zeros: loading and 
 constexpr int64_t kBlockBytes = 32 << 10;
 constexpr int64_t kBlockStripBytes = 256;
 constexpr int64_t kBlockNonZeros = 32;
-constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in L1
+constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in its cache
+
+// A strip that does not fit an L2 cache is read from there in blocks all the same, of this size and of full width.
+constexpr int64_t kFarBytes = 768 << 10;
+constexpr int64_t kFarBlockBytes = 512 << 10;
+constexpr int64_t kFarNonZeros = 16;      // fewer for each row and block are not worth reloading the accumulators
+constexpr int64_t kNearerNonZeros = 56;   // and so many are worth L1 rather than L2 for such a strip
 
 // The blocks of the reduction in the forward pass.
 struct Blocks {
   int64_t count = 1, cols;
+  bool near = false;  // they are to stay in L1, hence narrow
 
-  Blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes) : cols(sizes.cols) {
-    const int64_t fit = kBlockBytes / kBlockStripBytes;
-    if (sizes.batch * bytes < kBlockStripBytes || nnz * fit <= kBlockNonZeros * sizes.rows * sizes.cols) return;
-    count = ceil_div(sizes.cols, fit);
-    cols = fit;
+  Blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes, int64_t widest_lanes) : cols(sizes.cols) {
+    const int64_t row_bytes = std::min(sizes.batch, widest_lanes) * bytes;
+    const bool far = sizes.cols * row_bytes > kFarBytes;
+    const int64_t fit = kBlockBytes / kBlockStripBytes, least = far ? kNearerNonZeros : kBlockNonZeros;
+    near = sizes.batch * bytes >= kBlockStripBytes && nnz * fit > least * sizes.rows * sizes.cols;
+    if (near) {
+      count = ceil_div(sizes.cols, fit);
+      cols = fit;
+      return;
+    }
+    if (!far) return;
+    count = ceil_div(sizes.cols * row_bytes, kFarBlockBytes);
+    if (nnz < kFarNonZeros * sizes.rows * count) count = 1;
+    cols = ceil_div(sizes.cols, count);
   }
 };
 
@@ -66,9 +82,9 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   if (takes_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
-  const Blocks blocks(sizes, nnz, sizeof(T));
+  const Blocks blocks(sizes, nnz, sizeof(T), k.spmm_tile * k.lanes);
   const int64_t narrow = std::max<int64_t>(1, kBlockStripBytes / (k.lanes * static_cast<int64_t>(sizeof(T))));
-  const Tiling t(sizes.batch, k.lanes, blocks.count > 1 ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
+  const Tiling t(sizes.batch, k.lanes, blocks.near ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
   const int64_t chunk = blocks.count > 1 ? kBlockChunk : kChunk;
   const auto spmm = k.template indexed<Index>().spmm[t.tile];
   const double work =

@@ -116,6 +116,12 @@ def test_a_weight_that_comes_from_memory(linear: Any, near: Any, isa: str) -> No
         near(gradient, expected)
 
 
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6])
+def test_a_strip_too_large_for_the_cache_is_read_in_blocks(linear: Any, near: Any, isa: str, density: float) -> None:
+    layer, x, values, bias, grad = problem(linear, 120, 5000, 130, density, 16, torch.float32)
+    near(layer.forward(x, values, bias, 2), layer.truth(grad, x, values, bias)[0])
+
+
 @pytest.mark.parametrize("length", [*range(18), 63, 64, 65])
 def test_rows_of_every_length(linear: Any, near: Any, isa: str, length: int) -> None:
     for batch, dtype in ((1, torch.float32), (2, torch.float64), (4, torch.float32), (7, torch.float32)):
