@@ -121,7 +121,7 @@ def test_tracing_sees_the_strides_of_feature_major_tensors(maker: str) -> None:
     x, values = feature_major(torch.randn(5, 4, 8, 7)), layout.gather(weight).float()
     arguments = (x, values, None, list(layout.index), list(layout.shape), [2, 1], [1, 0], [1, 1], 1)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(OPS[layout.kind].conv2d, arguments, test_utils=checks)
+    torch.library.opcheck(OPS[layout.kind].conv2d.overload, arguments, test_utils=checks)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = OPS[layout.kind].conv2d(mode.from_tensor(x), *arguments[1:])
     assert fake.stride() == OPS[layout.kind].conv2d(*arguments).stride()
@@ -168,7 +168,7 @@ def test_tracing_sees_the_strides_of_feature_major_gradients(maker: str) -> None
     arguments = (feature_major(torch.randn(y.shape)), x, values, list(layout.index), list(layout.shape), *conv)
     op = OPS[layout.kind].conv2d_backward
     for wanted in ([True, True, True], [True, False, False]):
-        torch.library.opcheck(op, (*arguments, wanted), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(op.overload, (*arguments, wanted), test_utils=("test_schema", "test_faketensor"))
     assert is_feature_major(op(*arguments, [True, True, True])[0])
 
 
