@@ -22,21 +22,6 @@ from lth_sparse.ops.schemas import OPS
 __all__ = ["conv2d", "expand", "linear"]
 
 
-def _saved(ctx: Any, x: Tensor, values: Tensor, y: Tensor, relu: bool) -> Tensor:
-    """``y``, or ``max(y, 0)`` in its place; what the backward needs is saved."""
-    if relu:
-        y.relu_()
-        ctx.save_for_backward(x, values, y)
-    else:
-        ctx.save_for_backward(x, values)
-    return y
-
-
-def _before_relu(grad: Tensor, activated: Sequence[Tensor]) -> Tensor:
-    """The gradient in front of a fused ReLU, of which the output was saved."""
-    return torch.ops.aten.threshold_backward(grad, activated[0], 0) if activated else grad
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -52,21 +37,23 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.kind, ctx.shape, ctx.index = kind, shape, index
         op = OPS[kind].linear
-        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape)
-        return _saved(ctx, x, values, y, relu)
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, relu)
+        ctx.save_for_backward(x, values, *(y,) * relu)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, values, *activated = ctx.saved_tensors
-        grad, index = _before_relu(grads[0], activated), ctx.index
+        grad, index, activated = grads[0], ctx.index, activated[0] if activated else None
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
+            grad = reference.before_relu(grad, activated)
             found = reference.linear_backward(grad, x, values, layout, wanted)
         else:
             op = OPS[ctx.kind].linear_backward
-            found = (op.direct if is_plain(grad) else op)(grad, x, values, index, ctx.shape, wanted)
+            found = (op.direct if is_plain(grad) else op)(grad, x, values, index, ctx.shape, wanted, activated)
         return _unwrap(found, wanted, 5)
 
 
@@ -89,22 +76,26 @@ class _Conv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.kind, ctx.shape, ctx.index, ctx.conv = kind, shape, index, (stride, padding, dilation, groups)
         op = OPS[kind].conv2d
-        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv)
-        return _saved(ctx, x, values, y, relu)
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv, relu)
+        ctx.save_for_backward(x, values, *(y,) * relu)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, values, *activated = ctx.saved_tensors
-        grad, index = _before_relu(grads[0], activated), ctx.index
+        grad, index, activated = grads[0], ctx.index, activated[0] if activated else None
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
             stride, padding, dilation, groups = ctx.conv
+            grad = reference.before_relu(grad, activated)
             found = reference.conv2d_backward(grad, x, values, layout, stride, padding, dilation, groups, wanted)
         else:
             op = OPS[ctx.kind].conv2d_backward
-            found = (op.direct if is_plain(grad) else op)(grad, x, values, index, ctx.shape, *ctx.conv, wanted)
+            found = (op.direct if is_plain(grad) else op)(
+                grad, x, values, index, ctx.shape, *ctx.conv, wanted, activated
+            )
         return _unwrap(found, wanted, 9)
 
 
@@ -156,8 +147,8 @@ def linear(
     if torch.is_grad_enabled():
         return (_apply_linear if plain else _Linear.apply)(x, values, bias, kind, shape, index, relu, plain)
     op = OPS[kind].linear
-    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape)
-    return y.relu_() if relu else y
+    result: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, relu)
+    return result
 
 
 def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -187,5 +178,5 @@ def conv2d(
         apply = _apply_conv2d if plain else _Conv2d.apply
         return apply(x, values, bias, kind, shape, stride, padding, dilation, groups, index, relu, plain)
     op = OPS[kind].conv2d
-    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, stride, padding, dilation, groups)
-    return y.relu_() if relu else y
+    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, stride, padding, dilation, groups, relu)
+    return y

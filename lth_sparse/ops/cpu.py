@@ -16,6 +16,7 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, is_feature_major
 
 __all__: list[str] = []
@@ -36,7 +37,9 @@ def _empty(wanted: bool, like: Tensor, size: Sequence[int]) -> Tensor | None:
     return like.new_empty(size) if wanted else None
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+) -> Tensor:
     rows, cols = shape
     batch, col = x.shape[0], index[1]
     y = empty_activations(x, (batch, rows), is_feature_major(x))
@@ -45,12 +48,19 @@ def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor],
         batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
         16 if col.dtype is torch.uint16 else 32, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y
+    return y.relu_() if relu else y
 
 
 def _linear_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> schemas.Gradients:
+    grad = before_relu(grad, activated)
     rows, cols = shape
     crow, col, ccol, row, perm = index
     dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
@@ -73,8 +83,18 @@ def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: S
 
 
 def _conv2d(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool = False,
 ) -> Tensor:
+    conv = (stride, padding, dilation, groups)
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
@@ -82,13 +102,23 @@ def _conv2d(
     tail.insert(-3, in_feature_major)
     pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
-    return y
+    return y.relu_() if relu else y
 
 
 def _conv2d_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *arguments: Any
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    *conv, wanted = arguments
+    grad, conv = before_relu(grad, activated), (stride, padding, dilation, groups)
     formats = is_feature_major(grad), is_feature_major(x)
     grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
     dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None

@@ -5,8 +5,6 @@ Results have the format of ``x``, feature-major or contiguous (``ops/strides.py`
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, is_feature_major
 
 __all__: list[str] = []
@@ -23,7 +22,9 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+) -> Tensor:
     rows, cols = shape
     crow, col, _, _, _, value_mask = index
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
@@ -33,12 +34,19 @@ def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor],
         crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
         x.stride(0), x.stride(1), y.stride(0), y.stride(1), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y
+    return y.relu_() if relu else y
 
 
 def _linear_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> schemas.Gradients:
+    grad = before_relu(grad, activated)
     rows, cols = shape
     _, _, ccol, row, perm, value_mask = index
     values = values.contiguous()
@@ -57,8 +65,18 @@ def _linear_backward(
 
 
 def _conv2d(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv: Any
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool = False,
 ) -> Tensor:
+    conv = (stride, padding, dilation, groups)
     crow, col, _, _, _, value_mask = index
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
@@ -68,13 +86,23 @@ def _conv2d(
     pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
     tail = [in_feature_major, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_forward(*(pointers + sizes + tail))
-    return y
+    return y.relu_() if relu else y
 
 
 def _conv2d_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *arguments: Any
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    *conv, wanted = arguments
+    grad, conv = before_relu(grad, activated), (stride, padding, dilation, groups)
     _, _, ccol, row, perm, value_mask = index
     formats = is_feature_major(grad), is_feature_major(x)
     grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))

@@ -16,6 +16,7 @@ from lth_sparse.kernels import bsr_linear, launch
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.reference import before_relu
 
 __all__: list[str] = []
 
@@ -54,17 +55,27 @@ def _live(values: Tensor, value_mask: Tensor) -> Tensor:
     return values * value_mask if value_mask.numel() else values.contiguous()
 
 
-def _linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+def _linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+) -> Tensor:
     crow, col, _, _, _, value_mask = index
     block = (values.shape[1], values.shape[2])
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
-        return bsr_linear.forward(x, _live(values, value_mask), bias, crow, col, shape[0], _tile("forward", x, block))
+        y = bsr_linear.forward(x, _live(values, value_mask), bias, crow, col, shape[0], _tile("forward", x, block))
+    return y.relu_() if relu else y
 
 
 def _linear_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> schemas.Gradients:
+    grad = before_relu(grad, activated)
     crow, col, ccol, row, perm, value_mask = index
     block = (values.shape[1], values.shape[2])
     dx = dvalues = dbias = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lth_sparse.formats import BSR, CSR, Layout
 
-__all__ = ["conv2d", "conv2d_backward", "layout_of", "linear", "linear_backward"]
+__all__ = ["before_relu", "conv2d", "conv2d_backward", "layout_of", "linear", "linear_backward"]
 
 
 def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: Tensor) -> Layout:
@@ -25,6 +25,11 @@ def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: 
     block = (int(values.shape[1]), int(values.shape[2]))
     # The count of live entries is not needed here, and counting would read the data.
     return BSR(tuple(shape), *index, block=block, live=-1)
+
+
+def before_relu(grad: Tensor, activated: Tensor | None) -> Tensor:
+    """The gradient in front of a ReLU that gave ``activated``; ``grad`` itself where there was none (None)."""
+    return grad if activated is None else torch.ops.aten.threshold_backward(grad, activated, 0)
 
 
 def linear(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:

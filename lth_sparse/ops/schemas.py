@@ -1,9 +1,10 @@
 """The operators: their schemas, their shapes, and their plain-torch implementation on every device.
 
 One set per layout kind with kernels, all of one form. ``index`` holds the layout's index tensors in the order of its
-``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. A backward returns three
-tensors, of which those that were not ``wanted`` are empty. Stating every precondition in the fake makes it the
-specification.
+``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. With ``relu`` an operator
+returns ``max(y, 0)``, and its backward is told so by ``activated``, that result: ``grad`` counts only where it is
+positive. A backward returns three tensors, of which those that were not ``wanted`` are empty. Stating every
+precondition in the fake makes it the specification.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def _check_common(x: Tensor, values: Tensor, bias: Tensor | None, rows: int) -> 
         torch._check(bias.dim() == 1 and bias.shape[0] == rows, lambda: f"bias: expected [{rows}], got {bias.shape}")
 
 
-def _fake_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
+def _fake_linear(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+) -> Tensor:
     rows, cols = shape
     torch._check(x.dim() == 2 and x.shape[1] == cols, lambda: f"x: expected [batch, {cols}], got {x.shape}")
     _check_common(x, values, bias, rows)
@@ -69,11 +72,17 @@ def _fake_linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Ten
 
 
 def _fake_linear_backward(
-    grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: list[int],
+    wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> Gradients:
     rows = shape[0]
     torch._check(grad.dim() == 2 and grad.shape[1] == rows, lambda: f"grad: expected [batch, {rows}], got {grad.shape}")
-    return _fake_gradients(grad, x, values, rows, wanted)
+    return _fake_gradients(grad, x, values, rows, wanted, activated)
 
 
 def _fake_conv2d(
@@ -86,6 +95,7 @@ def _fake_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    relu: bool = False,
 ) -> Tensor:
     rows, channels, *kernel = shape
     torch._check(
@@ -108,11 +118,17 @@ def _fake_conv2d_backward(
     dilation: list[int],
     groups: int,
     wanted: list[bool],
+    activated: Tensor | None = None,
 ) -> Gradients:
-    return _fake_gradients(grad, x, values, shape[0], wanted)
+    return _fake_gradients(grad, x, values, shape[0], wanted, activated)
 
 
-def _fake_gradients(grad: Tensor, x: Tensor, values: Tensor, rows: int, wanted: list[bool]) -> Gradients:
+def _fake_gradients(
+    grad: Tensor, x: Tensor, values: Tensor, rows: int, wanted: list[bool], activated: Tensor | None
+) -> Gradients:
+    if activated is not None:
+        size = activated.shape
+        torch._check(size == grad.shape, lambda: f"activated: expected {grad.shape} of grad, got {size}")
     dx = empty_activations(grad, x.shape, is_feature_major(x)) if wanted[0] else None
     dvalues = grad.new_empty(values.shape) if wanted[1] else None
     return filled(grad, (dx, dvalues, grad.new_empty(rows) if wanted[2] else None))
@@ -124,40 +140,72 @@ def _define(kind: str) -> OpSet:
     tail = "Tensor x, Tensor values, Tensor[] index, int[] shape"
     conv = "int[] stride, int[] padding, int[] dilation, int groups"
 
-    def linear(x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int]) -> Tensor:
-        return kept_format(reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values)), x)
+    def linear(
+        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    ) -> Tensor:
+        y = reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values))
+        return kept_format(y.relu_() if relu else y, x)
 
     def linear_backward(
-        grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], wanted: list[bool]
+        grad: Tensor,
+        x: Tensor,
+        values: Tensor,
+        index: list[Tensor],
+        shape: list[int],
+        wanted: list[bool],
+        activated: Tensor | None = None,
     ) -> Gradients:
+        grad = reference.before_relu(grad, activated)
         layout = reference.layout_of(kind, shape, index, values)
         dx, dvalues, dbias = reference.linear_backward(grad, x, values, layout, wanted)
         return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
 
     def conv2d(
-        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], *conv_arguments: Any
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: list[Tensor],
+        shape: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        relu: bool = False,
     ) -> Tensor:
         layout = reference.layout_of(kind, shape, index, values)
-        return kept_format(reference.conv2d(x, values, bias, layout, *conv_arguments), x)
+        y = reference.conv2d(x, values, bias, layout, stride, padding, dilation, groups)
+        return kept_format(y.relu_() if relu else y, x)
 
     def conv2d_backward(
-        grad: Tensor, x: Tensor, values: Tensor, index: list[Tensor], shape: list[int], *conv_arguments: Any
+        grad: Tensor,
+        x: Tensor,
+        values: Tensor,
+        index: list[Tensor],
+        shape: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        wanted: list[bool],
+        activated: Tensor | None = None,
     ) -> Gradients:
+        grad = reference.before_relu(grad, activated)
         layout = reference.layout_of(kind, shape, index, values)
-        dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv_arguments)
+        conv = (stride, padding, dilation, groups)
+        dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv, wanted)
         return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
 
-    three = "(Tensor, Tensor, Tensor)"
+    relu, last, three = "bool relu=False", "bool[] wanted, Tensor? activated=None", "(Tensor, Tensor, Tensor)"
     return OpSet(
-        define(f"linear_{kind}(Tensor x, {head}) -> Tensor", reference=linear, fake=_fake_linear),
+        define(f"linear_{kind}(Tensor x, {head}, {relu}) -> Tensor", reference=linear, fake=_fake_linear),
         define(
-            f"linear_{kind}_backward(Tensor grad, {tail}, bool[] wanted) -> {three}",
+            f"linear_{kind}_backward(Tensor grad, {tail}, {last}) -> {three}",
             reference=linear_backward,
             fake=_fake_linear_backward,
         ),
-        define(f"conv2d_{kind}(Tensor x, {head}, {conv}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
+        define(f"conv2d_{kind}(Tensor x, {head}, {conv}, {relu}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
         define(
-            f"conv2d_{kind}_backward(Tensor grad, {tail}, {conv}, bool[] wanted) -> {three}",
+            f"conv2d_{kind}_backward(Tensor grad, {tail}, {conv}, {last}) -> {three}",
             reference=conv2d_backward,
             fake=_fake_conv2d_backward,
         ),
