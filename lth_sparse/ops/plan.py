@@ -43,7 +43,7 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
-SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.85
+SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.85}
 
 #: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
 #: kernels load), if it stores at most so many values for each of CSR's.
@@ -150,8 +150,8 @@ def _stored(layout: Layout) -> int:
 def _by_density(
     weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None, break_even: float | None
 ) -> Choice:
-    small = weight.dim() == 2 and weight.numel() <= SMALL
-    usual = SMALL_BREAK_EVEN if small else BREAK_EVEN[weight.dim()]
+    small = [even for most, even in SMALL_BREAK_EVEN.items() if weight.dim() == 2 and weight.numel() <= most]
+    usual = [*small, BREAK_EVEN[weight.dim()]][0]
     most = (usual if break_even is None else break_even) * weight.numel()
     sparse = [kind for kind in layouts if kind != "dense" and _stored(layouts[kind]) <= most]
     if "bsr" in sparse and "csr" in sparse and block is not None:
