@@ -54,6 +54,10 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
 #pragma GCC unroll 8
       for (int i = 0; i < Tile; ++i) acc[0][i] = V::fma(v, V::load(p + i * V::kLanes), acc[0][i]);
     }
+    if (a.relu) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i) acc[0][i] = V::relu(acc[0][i]);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < Tile; ++i) V::store(y + i * step, acc[0][i]);
   }

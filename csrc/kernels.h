@@ -16,8 +16,8 @@
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
 //     bsr_gemv      y = W x + bias for a single sample
-// `transpose`, `copy_runs` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no layers,
-// threads or memory.
+// `transpose`, `copy_runs`, `gate` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no
+// layers, threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
 // (null: zero). Registers of a row of y are y_step elements apart, or adjacent where that is 0; those of `from` always
-// are adjacent.
+// are adjacent. relu: store max(y, 0), NaN as it is; for the last block of the reduction.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -52,6 +52,7 @@ struct SpmmArgs {
   const T* from = nullptr;
   int64_t from_pitch = 0;
   int64_t y_step = 0;
+  bool relu = false;
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
@@ -110,8 +111,8 @@ struct ScatterArgs {
 //     values[at * entry_stride + i * row_stride + j * column_stride],  at = position[k], or k where position is null.
 // So the blocks of a BSR weight are entries as they are stored. Where each column has an offset of its own, entries are
 // single columns and position names them. bias[p * panel_rows + i], or null; accumulate as in SpmmArgs; row i of panel
-// p is written to y + (p * panel_rows + i) * y_pitch. While an entry is computed, the first `prefetch` elements of the
-// next one are fetched.
+// p is written to y + (p * panel_rows + i) * y_pitch, relu as in SpmmArgs. While an entry is computed, the first
+// `prefetch` elements of the next one are fetched.
 template <class T, class Index>
 struct BsrSpmmArgs {
   const T* x;
@@ -133,6 +134,7 @@ struct BsrSpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  bool relu = false;
 };
 
 // As BackwardArgs, but an entry is R adjacent rows of dy, dy_pitch elements apart: row i at dy + offset[k] * unit +
@@ -224,6 +226,7 @@ struct Kernels {
   void (*copy_runs)(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch,
                     int64_t wide);
   T (*sum)(const T* src, int64_t n);
+  void (*gate)(const T* activated, int64_t n, T* values);  // values[i] = 0 where activated[i] <= 0
   // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
   void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);
   std::vector<std::string> names;  // one for every microkernel above
