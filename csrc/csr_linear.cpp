@@ -33,27 +33,27 @@ constexpr int64_t kFarBlockBytes = 512 << 10;
 constexpr int64_t kFarNonZeros = 16;      // fewer for each row and block are not worth reloading the accumulators
 constexpr int64_t kNearerNonZeros = 56;   // and so many are worth L1 rather than L2 for such a strip
 
-// The blocks of the reduction in the forward pass.
+// The blocks of a reduction.
 struct Blocks {
-  int64_t count = 1, cols;
-  bool near = false;  // they are to stay in L1, hence narrow
-
-  Blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes, int64_t widest_lanes) : cols(sizes.cols) {
-    const int64_t row_bytes = std::min(sizes.batch, widest_lanes) * bytes;
-    const bool far = sizes.cols * row_bytes > kFarBytes;
-    const int64_t fit = kBlockBytes / kBlockStripBytes, least = far ? kNearerNonZeros : kBlockNonZeros;
-    near = sizes.batch * bytes >= kBlockStripBytes && nnz * fit > least * sizes.rows * sizes.cols;
-    if (near) {
-      count = ceil_div(sizes.cols, fit);
-      cols = fit;
-      return;
-    }
-    if (!far) return;
-    count = ceil_div(sizes.cols * row_bytes, kFarBlockBytes);
-    if (nnz < kFarNonZeros * sizes.rows * count) count = 1;
-    cols = ceil_div(sizes.cols, count);
-  }
+  int64_t count, cols;
+  bool near;  // they are to stay in L1, hence narrow
 };
+
+// Of `rows` rows over a strip of `cols` columns of so many bytes.
+Blocks far_blocks(int64_t rows, int64_t cols, int64_t nnz, int64_t row_bytes) {
+  const int64_t count = ceil_div(cols * row_bytes, kFarBlockBytes);
+  if (cols * row_bytes <= kFarBytes || nnz < kFarNonZeros * rows * count) return {1, cols, false};
+  return {count, ceil_div(cols, count), false};
+}
+
+Blocks forward_blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes, int64_t widest_lanes) {
+  const int64_t row_bytes = std::min(sizes.batch, widest_lanes) * bytes;
+  const int64_t fit = kBlockBytes / kBlockStripBytes;
+  const int64_t least = sizes.cols * row_bytes > kFarBytes ? kNearerNonZeros : kBlockNonZeros;
+  if (sizes.batch * bytes >= kBlockStripBytes && nnz * fit > least * sizes.rows * sizes.cols)
+    return {ceil_div(sizes.cols, fit), fit, true};
+  return far_blocks(sizes.rows, sizes.cols, nnz, row_bytes);
+}
 
 // pointers[block * rows + row]: the first non-zero of each block in each of the rows; [count * rows + row]: their end.
 template <class Index>
@@ -79,11 +79,11 @@ template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
                         Strides ys, const int32_t* crow, const Index* col, bool relu, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
-  if (takes_few<T>(sizes.batch)) 
+  if (takes_few<T>(sizes.batch))
     return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, relu, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
-  const Blocks blocks(sizes, nnz, sizeof(T), k.spmm_tile * k.lanes);
+  const Blocks blocks = forward_blocks(sizes, nnz, sizeof(T), k.spmm_tile * k.lanes);
   const int64_t narrow = std::max<int64_t>(1, kBlockStripBytes / (k.lanes * static_cast<int64_t>(sizeof(T))));
   const Tiling t(sizes.batch, k.lanes, blocks.near ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
   const int64_t chunk = blocks.count > 1 ? kBlockChunk : kChunk;
@@ -161,13 +161,17 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
   const bool read_grad = is_strip(sizes.batch, grad, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
   const bool write_dx = dx != nullptr && is_strip(sizes.batch, dxs, t.lanes);
+  // Where dy is large, column after column goes over bands of its rows, so that it is read from L2.
+  const Blocks bands = far_blocks(sizes.cols, sizes.rows, nnz, t.lanes * static_cast<int64_t>(sizeof(T)));
+  const int64_t chunk = bands.count > 1 ? kBlockChunk : kChunk;
 
   Plan plan;
   const size_t grad_at = plan.add<T>(read_grad ? 0 : round * sizes.rows * t.lanes);
   const size_t x_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
   const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
-  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);  // before that, for pack_share
+  const size_t out_at = plan.add<T>(chunk * t.lanes, threads);  // before that, for pack_share
+  const size_t pointers_at = plan.add<int32_t>(bands.count > 1 ? (bands.count + 1) * sizes.cols : 0);
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
@@ -175,9 +179,10 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
   const T* const all_x = read_x ? x : packed_x;
   T* const by_column = scratch.at<T>(values_at);
   T* const dby_column = scratch.at<T>(dvalues_at);
+  int32_t* const pointers = scratch.at<int32_t>(pointers_at);
 
   parallel(threads, [&](int thread, int team) {
-    T* const out = scratch.at<T>(out_at, kChunk * t.lanes, thread);
+    T* const out = scratch.at<T>(out_at, chunk * t.lanes, thread);
     const int64_t weight = nnz + kRowCost * sizes.cols;
     const auto cut = [&](int part) {
       return row_at(ccol, sizes.cols, kRowCost, weight * part / team, cut_alignment(sizes.cols, team));
@@ -188,6 +193,7 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
     if (dx != nullptr) {
       for (int64_t i = mine.begin; i < mine.end; ++i) by_column[i] = values[perm[i]];
     }
+    if (bands.count > 1) find_blocks(bands, sizes.cols, columns, ccol, row, pointers);
     if (dw) std::memset(dby_column + mine.begin, 0, static_cast<size_t>(mine.end - mine.begin) * sizeof(T));
 
     for (int64_t first = 0; first < t.strips; first += round) {
@@ -209,18 +215,22 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
       if (!dw && dx == nullptr) continue;
       for (int64_t strip = 0; strip < strips; ++strip) {
         const T* const g = all_grad + strip * sizes.rows * t.lanes;
-        for (int64_t c = columns.begin; c < columns.end; c += kChunk) {
-          const int64_t count = std::min(kChunk, columns.end - c);
-          const int32_t* const begin = ccol + c;
+        for (int64_t c = columns.begin; c < columns.end; c += chunk) {
+          const int64_t count = std::min(chunk, columns.end - c);
           T* const to = write_dx ? dx + c * t.lanes : out;
-          if (dw) {
-            (both ? ops.backward
-                  : ops.sddmm)[t.tile]({all_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
-                                        by_column, begin, begin + 1, count, false, to, t.lanes, dby_column});
-          } else {
-            ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, begin + 1, count, nullptr, false, to, t.lanes});
+          for (int64_t band = 0; band < bands.count; ++band) {
+            const int32_t* const begin = bands.count > 1 ? pointers + band * sizes.cols + c : ccol + c;
+            const int32_t* const end = bands.count > 1 ? begin + sizes.cols : begin + 1;
+            if (dw) {
+              (both ? ops.backward
+                    : ops.sddmm)[t.tile]({all_x + (strip * sizes.cols + c) * t.lanes, t.lanes, g, row, t.lanes,
+                                          by_column, begin, end, count, band > 0, to, t.lanes, dby_column});
+            } else {
+              ops.spmm[t.tile]({g, row, t.lanes, by_column, begin, end, count, nullptr, band > 0, to, t.lanes});
+            }
           }
-          if (dx != nullptr && !write_dx) unpack(k, out, count, dx, dxs, sizes.batch, t, first + strip, c);
+          for (int64_t i = 0; dx != nullptr && !write_dx && i < count; i += kChunk)
+            unpack(k, out + i * t.lanes, std::min(kChunk, count - i), dx, dxs, sizes.batch, t, first + strip, c + i);
         }
       }
     }

@@ -134,8 +134,8 @@ void bsr_linear_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
 }
 
 void bsr_linear_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer mask, Pointer dx,
-                         Pointer dvalues, Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows,
-                         int64_t cols, int64_t block_rows, int64_t block_cols, int64_t grad_batch_stride,
+                         Pointer dvalues, Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t batch,
+                         int64_t rows, int64_t cols, int64_t block_rows, int64_t block_cols, int64_t grad_batch_stride,
                          int64_t grad_feature_stride, int64_t activated_batch_stride,
                          int64_t activated_feature_stride, int64_t x_batch_stride, int64_t x_feature_stride,
                          int64_t dx_batch_stride, int64_t dx_feature_stride, int dtype, int threads) {
@@ -335,7 +335,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("relu"),
         py::arg("dtype"), py::arg("threads"));
   m.def("bsr_linear_backward", &bsr_linear_backward, no_gil, py::arg("grad"), py::arg("activated"),
-        py::arg("x"), py::arg("values"), py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
+        py::arg("x"), py::arg("values"), py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"),
+        py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("grad_batch_stride"), py::arg("grad_feature_stride"),
         py::arg("activated_batch_stride"), py::arg("activated_feature_stride"), py::arg("x_batch_stride"),
