@@ -22,10 +22,10 @@ void check(
     const ConvSizes& sizes);  // std::invalid_argument, naming the size, when they cannot be those of a convolution
 
 // y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; column (ci * kernel_h + ky) * kernel_w + kx
-// of W, ci within the group. bias may be null.
+// of W, ci within the group. bias may be null. relu: y is the maximum of that and zero.
 template <class T, class Index>
 void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow,
-                        const Index* col, int threads);
+                        const Index* col, bool relu, int threads);
 
 // Gradients with respect to x, values and bias, given that of y. Any of the three may be null. Feature-major: memory
 // is [C, H, W, N]; dx has the format of x.

@@ -33,6 +33,11 @@ struct Vec {
     for (int i = 0; i < n; ++i) v[i] = p[i];
     return v;
   }
+  static reg load_between(const T* p, int from, int to) {  // zero outside of lanes [from, to), and nothing read there
+    reg v{};
+    for (int i = from; i < to; ++i) v[i] = p[i];
+    return v;
+  }
   static void store_part(T* p, reg v, int n) {  // the first n values; writes nothing beyond them
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
@@ -40,6 +45,10 @@ struct Vec {
     return v;
   }  // v in a register: stops a load from being repeated as the operand of two instructions
   static reg add(reg a, reg b) { return a + b; }
+  static reg relu(reg v) {  // max(v, 0); NaN stays NaN
+    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? T(0) : v[i];
+    return v;
+  }
   static reg fma(reg a, reg b, reg c) { return a * b + c; }
   static T sum(reg v) {
     T s = v[0];

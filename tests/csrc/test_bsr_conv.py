@@ -29,7 +29,15 @@ CASES = {
 }
 
 
-def forward(layout: BSR, x: Tensor, values: Tensor, bias: Tensor | None, conv: tuple[Any, ...], threads: int) -> Tensor:
+def forward(
+    layout: BSR,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    conv: tuple[Any, ...],
+    threads: int,
+    relu: bool = False,
+) -> Tensor:
     """y in the format of x, poisoned before the call."""
     stride, padding, dilation, groups = conv
     rows, _, *kernel = layout.shape
@@ -39,7 +47,7 @@ def forward(layout: BSR, x: Tensor, values: Tensor, bias: Tensor | None, conv: t
     _C.bsr_conv2d_forward(
         x.data_ptr(), values.data_ptr(), layout.value_mask.data_ptr(), 0 if bias is None else bias.data_ptr(),
         y.data_ptr(), layout.crow_indices.data_ptr(), layout.col_indices.data_ptr(),
-        *x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out, is_feature_major(x),
+        *x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out, is_feature_major(x), relu,
         *layout.block, int(x.dtype == torch.float64), threads,
     )  # fmt: skip
     return y
@@ -82,7 +90,7 @@ def test_an_impossible_argument_is_named(changed: dict[str, int]) -> None:
     )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "dtype": 0, "threads": 1}
-    given |= {"block_rows": 2, "block_cols": 2, "feature_major": False}
+    given |= {"block_rows": 2, "block_cols": 2, "feature_major": False, "relu": False}
     name = "channels" if "groups" in changed else next(iter(changed))
     with pytest.raises(ValueError, match=f"{name}: expected"):
         _C.bsr_conv2d_forward(**{**given, **changed})

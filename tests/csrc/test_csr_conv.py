@@ -264,6 +264,6 @@ def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) 
     )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "index_bits": 16, "dtype": 0, "threads": 1}
-    given |= {"feature_major": False}
+    given |= {"feature_major": False, "relu": False}
     with pytest.raises(ValueError, match=message):
         _C.csr_conv2d_forward(**{**given, **changed})
