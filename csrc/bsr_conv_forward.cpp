@@ -22,7 +22,7 @@ struct BlockWeight {
   const Entries<int32_t>& entries;
   const Kernels<T>& k;
   const BsrWeight<T>& w;
-  int64_t tile, unit;
+  int64_t unit;
   bool apart;  // rows are listed alone
   int64_t cols;
   const T* bias;  // padded to whole blocks, or null
@@ -75,8 +75,8 @@ struct BlockWeight {
     const int64_t first = rows.begin / height, count = ceil_div(rows.end - rows.begin, height);
     const T* const values = masked != nullptr ? masked : w.values;
     for (int64_t done = 0; done < height;) {
-      const int64_t panel = panel_of(k, height - done, tile);
-      spmm[panel][tile]({in, offset, unit, 1, 0, values + done * w.c, position, 1, w.c, 1, 0,
+      const int64_t panel = panel_of(k, height - done, out.tile);
+      spmm[panel][out.tile]({in, offset, unit, 1, 0, values + done * w.c, position, 1, w.c, 1, 0,
                          entries.begin(block, taps, first), entries.end(block, taps, first), count, height,
                          bias == nullptr ? nullptr : bias + rows.begin + done, block > 0,
                          out.to + (rows.begin + done) * out.to_pitch, out.to_pitch,
@@ -122,7 +122,6 @@ void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& 
                               entries,
                               k,
                               w,
-                              f.t.tile,
                               f.unit,
                               apart,
                               s.channels / s.groups * s.kernel_h * s.kernel_w,

@@ -28,7 +28,7 @@
 namespace lth {
 
 constexpr int64_t kBandBytes = 512 << 10;
-constexpr int64_t kBlockBytes = 32 << 10;  // of input that one block of the reduction may touch: most of an L1 cache
+constexpr int64_t kBlockBytes = 48 << 10;  // of input that one block of the reduction may touch: mostly in an L1 cache
 
 struct Forward {
   Geometry g;
@@ -72,8 +72,10 @@ struct Target {
   int64_t from_pitch;
   T* to;
   int64_t to_pitch;
+  int64_t tile;        // registers of the strip
   const Place* place;  // of its registers; null where they are adjacent
   bool relu;           // of what is written
+  bool far;            // `to` is y itself, in no cache
 };
 
 // One thread's share of the work.
@@ -161,8 +163,8 @@ struct ForwardWorker {
   }
 
   // Where the registers of the strip at `lane` of a run belong in y, from the run's first pixel on.
-  void find_places(const Images<T>& to, int64_t lane, int64_t live_lanes, Place* place) const {
-    for (int64_t i = 0; i < f.t.tile; ++i, lane += k.lanes) {
+  void find_places(const Images<T>& to, int64_t lane, int64_t live_lanes, int64_t tile, Place* place) const {
+    for (int64_t i = 0; i < tile; ++i, lane += k.lanes) {
       if (adjacent(to)) {
         place[i] = {lane, std::max<int64_t>(0, std::min(k.lanes, live_lanes - lane))};
         continue;
@@ -182,13 +184,15 @@ struct ForwardWorker {
       const Range taps = f.t.joined > 1 ? Range{0, f.g.y.max_shift + 1} : f.taps(top + run);
       const T* const from = in + (row_in_band + run * f.t.joined) * f.row_pitch;
       T* const there = to.data + (top + run) * s.out_w * to.pixel;
-      for (int64_t lane = 0; lane < live_lanes; lane += f.t.lanes) {
+      for (int64_t lane = 0, tile = 0; lane < live_lanes; lane += tile * k.lanes) {
+        const int64_t left = ceil_div(live_lanes - lane, k.lanes);
+        tile = ceil_div(left, ceil_div(left, f.t.tile));  // strips as equal as they can be
         T* const here = out + run * f.out_row + lane;
-        const bool whole = adjacent(to) && lane + f.t.lanes <= live_lanes;
-        if (direct && !whole) find_places(to, lane, live_lanes, place);
+        const bool whole = adjacent(to) && lane + tile * k.lanes <= live_lanes;
+        if (direct && !whole) find_places(to, lane, live_lanes, tile, place);
         for (int64_t block = 0; block < f.blocks; ++block) {
           const bool last = block + 1 == f.blocks;
-          Target<T> target{here, f.out_pitch, here, f.out_pitch, nullptr, last && relu};
+          Target<T> target{here, f.out_pitch, here, f.out_pitch, tile, nullptr, last && relu, last && direct};
           if (last && direct) {
             target.to = whole ? there + lane : there;
             target.to_pitch = to.channel;

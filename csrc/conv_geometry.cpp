@@ -138,9 +138,9 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     const double aligned = static_cast<double>(std::gcd(shift, vector_lanes)) / static_cast<double>(vector_lanes);
     const double straddle = 1.6 - 0.6 * aligned;
     const bool spilt = joined == 1 && row_bytes * ((1 + s.shift_h) * s.channels + s.out_channels) > kJoinedBytes;
-    const double tile = static_cast<double>(t.tile);
-    const double strip =
-        s.entries * (tile * straddle + 2) * (spilt ? 1.3 : 1.0) + 2 * tile * static_cast<double>(s.out_channels);
+    const double registers = static_cast<double>(vectors), strips = static_cast<double>(t.strips);
+    const double run = s.entries * (registers * straddle + 2 * strips) * (spilt ? 1.3 : 1.0) +
+                       2 * registers * static_cast<double>(s.out_channels);
     const bool one = images == 1 && !s.feature_major;  // rows as they lie in memory
     const int64_t in_rows = s.height + s.shift_h;
     const int64_t in = one ? in_rows * ceil_div(columns, vector_lanes) : ceil_div(in_rows * columns * images, vector_lanes);
@@ -152,7 +152,7 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     const double moves = pack * static_cast<double>(s.channels * in) + unpack * static_cast<double>(s.out_channels * out);
     const int64_t runs = ceil_div(s.height, joined), items = t.blocks * runs;
     const double idle = static_cast<double>(round_up(items, s.threads)) / static_cast<double>(items);
-    t.cost = (strip * static_cast<double>(items * t.strips) + moves * static_cast<double>(t.blocks)) *
+    t.cost = (run * static_cast<double>(items) + moves * static_cast<double>(t.blocks)) *
              std::min(idle, 1.25);
     if (best.images == 0 || t.cost < best.cost) best = t;
   };

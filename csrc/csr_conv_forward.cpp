@@ -16,7 +16,7 @@ constexpr int64_t kSerialNonZeros = 1 << 16;  // up to here one thread places th
 template <class T, class Index, class Offset>
 struct CsrWeight {
   const Entries<Offset>& entries;
-  typename IndexedKernels<T, Offset>::Spmm spmm;
+  const IndexedKernels<T, Offset>& kernels;
   int64_t unit;
   const T* values;
   const T* bias;
@@ -54,10 +54,10 @@ struct CsrWeight {
   bool in_place() const { return true; }
 
   void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
-    spmm({in, offset, unit, sorted == nullptr ? values : sorted, entries.begin(block, taps, rows.begin),
+    kernels.spmm[out.tile]({in, offset, unit, sorted == nullptr ? values : sorted, entries.begin(block, taps, rows.begin),
           entries.end(block, taps, rows.begin), rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin,
           block > 0, out.to + rows.begin * out.to_pitch, out.to_pitch, out.from + rows.begin * out.from_pitch,
-          out.from_pitch, out.place, out.relu});
+          out.from_pitch, out.place, out.relu, out.far});
   }
 };
 
@@ -73,7 +73,7 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const T* x, 
   const Scratch scratch(plan);
   entries.pointers = scratch.at<int32_t>(pointers_at);
   const CsrWeight<T, Index, Offset> weight{entries,
-                                           k.template indexed<Offset>().spmm[f.t.tile],
+                                           k.template indexed<Offset>(),
                                            f.unit,
                                            values,
                                            bias,

@@ -33,6 +33,11 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
   const int64_t unit = a.unit;
   for (int64_t r = 0; r < a.rows; ++r) {
     T* const y = a.y + r * a.y_pitch;
+    if (a.ahead) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i)
+        __builtin_prefetch(y + a.y_pitch + (a.place != nullptr ? a.place[i].at : i * V::kLanes), 1);
+    }
     reg acc[kCopies][Tile];
     if (a.accumulate) {
       const T* const from = a.from != nullptr ? a.from + r * a.from_pitch : y;

@@ -58,6 +58,7 @@ struct SpmmArgs {
   int64_t from_pitch = 0;
   const Place* place = nullptr;
   bool relu = false;
+  bool ahead = false;  // ask memory for a row of y before it is written
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
