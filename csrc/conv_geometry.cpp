@@ -13,8 +13,9 @@ constexpr int64_t kRowBytes = 768 << 10;  // what one row of pixels reads again 
 constexpr int64_t kJoinedBytes = 768 << 10;  // of packed input and output, so that they stay in an L2 cache
 
 // Cycles that it takes to move a register of activations into or out of strips, memory included: rows of one image
-// sideways, or copied; images of a feature-major tensor collected; images transposed. Strided rows: for each pixel.
-constexpr double kShiftCost = 5, kCopyCost = 5, kCollectCost = 8, kTransposeCost = 16, kGatherCost = 2;
+// sideways, every other pixel of them, copied as they are; images of a feature-major tensor collected, and for each
+// end of a piece within a cache line; images transposed.
+constexpr double kShiftCost = 5, kGatherCost = 32, kCopyCost = 5, kCollectCost = 8, kEndCost = 12, kTransposeCost = 16;
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
@@ -133,27 +134,35 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     t.lanes = t.tile * vector_lanes;
     t.run_lanes = t.strips * t.lanes;
     // An entry costs its registers and some 2 more for the offset and the value. Shifts by less than a vector make
-    // most loads straddle two cache lines. What one row of pixels needs should stay in an L2 cache.
+    // most loads straddle two cache lines.
     const int64_t shift = std::gcd(s.shift_w > 0 ? images : 0, joined > 1 && s.shift_h > 0 ? columns * images : 0);
     const double aligned = static_cast<double>(std::gcd(shift, vector_lanes)) / static_cast<double>(vector_lanes);
     const double straddle = 1.6 - 0.6 * aligned;
-    const bool spilt = joined == 1 && row_bytes * ((1 + s.shift_h) * s.channels + s.out_channels) > kJoinedBytes;
+    // What rows of pixels need should stay in an L2 cache; at the least what one strip does, of which the next one
+    // reads most again.
+    const int64_t in_strip = (t.lanes + s.shift_w * images) * (1 + s.shift_h) * s.channels;
+    const bool row_spilt = joined == 1 && row_bytes * ((1 + s.shift_h) * s.channels + s.out_channels) > kJoinedBytes;
+    const bool strip_spilt = row_spilt && (in_strip + t.lanes * s.out_channels) * s.bytes > kJoinedBytes;
+    const double spilt = strip_spilt ? 1.4 : row_spilt ? 1.12 : 1.0;
     const double registers = static_cast<double>(vectors), strips = static_cast<double>(t.strips);
-    const double run = s.entries * (registers * straddle + 2 * strips) * (spilt ? 1.3 : 1.0) +
+    const double run = s.entries * (registers * straddle + 2 * strips) * spilt +
                        2 * registers * static_cast<double>(s.out_channels);
     const bool one = images == 1 && !s.feature_major;  // rows as they lie in memory
     const int64_t in_rows = s.height + s.shift_h;
-    const int64_t in = one ? in_rows * ceil_div(columns, vector_lanes) : ceil_div(in_rows * columns * images, vector_lanes);
+    const int64_t in =
+        one ? in_rows * ceil_div(columns, vector_lanes) : ceil_div(in_rows * columns * images, vector_lanes);
     const int64_t out = ceil_div(s.height * s.width * images, vector_lanes);
-    const double pack = one                ? (s.step == 1 ? kShiftCost : kGatherCost * static_cast<double>(vector_lanes))
-                        : s.feature_major  ? (images == s.n ? kCopyCost : kCollectCost)
-                        : kTransposeCost * (images < vector_lanes ? 1.5 : 1.0);
-    const double unpack = one || s.feature_major ? kCopyCost : kTransposeCost;
+    // Images that are collected from among those of a pixel come in pieces, which share cache lines at their ends.
+    const double ends = s.n % vector_lanes != 0 ? static_cast<double>(vector_lanes) / static_cast<double>(images) : 0;
+    const double major = images == s.n ? kCopyCost : kCollectCost + kEndCost * ends;
+    const double pack = one               ? (s.step == 1 ? kShiftCost : kGatherCost)
+                        : s.feature_major ? major
+                                          : kTransposeCost * (images < vector_lanes ? 1.5 : 1.0);
+    const double unpack = one ? kCopyCost : s.feature_major ? major : kTransposeCost;
     const double moves = pack * static_cast<double>(s.channels * in) + unpack * static_cast<double>(s.out_channels * out);
     const int64_t runs = ceil_div(s.height, joined), items = t.blocks * runs;
     const double idle = static_cast<double>(round_up(items, s.threads)) / static_cast<double>(items);
-    t.cost = (run * static_cast<double>(items) + moves * static_cast<double>(t.blocks)) *
-             std::min(idle, 1.25);
+    t.cost = (run * static_cast<double>(items) + moves * static_cast<double>(t.blocks)) * std::min(idle, 1.25);
     if (best.images == 0 || t.cost < best.cost) best = t;
   };
   for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
