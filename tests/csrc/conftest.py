@@ -178,9 +178,7 @@ class Conv(Index):
             *self.stride, *self.padding, *self.dilation, *self.out(x),
         )  # fmt: skip
 
-    def forward(
-        self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int, relu: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int, relu: bool = False) -> Tensor:
         """y has the format of x: feature-major or contiguous."""
         y = poisoned((x.shape[0], self.rows, *self.out(x)), x.dtype)
         if is_feature_major(x):

@@ -25,6 +25,8 @@ CASES = {
     "groups that blocks straddle": (3, 6, 8, 7, 9, (3, 3), (1, 1), (1, 1), (1, 1), 3),
     "groups of whole blocks": (3, 8, 8, 7, 32, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     "dilated": (2, 4, 9, 9, 6, (3, 2), (1, 2), (3, 1), (2, 3), 1),
+    "wide": (3, 5, 12, 32, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "wide, odd": (2, 6, 9, 37, 12, (3, 3), (1, 1), (1, 1), (1, 2), 3),
     "no images": (0, 3, 6, 6, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }
 
@@ -67,6 +69,7 @@ def test_equals_the_masked_dense_layer(near: Any, isa: str, case: str, block: tu
         weight = layout.scatter(values).double() * mask
         truth = F.conv2d(x.double(), weight, bias.double(), *conv)
         near(forward(layout, x, values, bias, tuple(conv), threads), truth)
+        near(forward(layout, x, values, bias, tuple(conv), threads, relu=True), truth.relu())
         y = forward(layout, feature_major(x), values, None, tuple(conv), threads)
         assert is_feature_major(y) == is_feature_major(feature_major(x))
         near(y, truth - bias.double()[:, None, None])
