@@ -21,7 +21,6 @@ Forward::Forward(const ConvSizes& s, int64_t rows, double entries, double least,
     }
   }
   const int64_t max_w = g.x.max_shift, max_h = g.y.max_shift;
-  shifts = max_w > 0 || (t.joined > 1 && max_h > 0);
   const int64_t grain = max_w > 0 ? t.images : std::lcm(t.images, lanes);
   const auto spread = [&](int64_t pitch) {  // power-of-two pitches would put all channels into few cache sets
     pitch = round_up(pitch, grain);

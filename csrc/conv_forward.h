@@ -28,15 +28,14 @@
 namespace lth {
 
 constexpr int64_t kBandBytes = 512 << 10;
-constexpr int64_t kBlockBytes = 48 << 10;  // of input that one block of the reduction may touch: mostly in an L1 cache
+constexpr int64_t kBlockBytes = 48 << 10;  // of input that one block of the reduction touches: mostly in L1
 
 struct Forward {
   Geometry g;
   PlaneTiling t;
-  bool shifts;            // whether taps move along a run of lanes
   int64_t row_pitch;      // elements from one packed row to the next of the same virtual channel
   int64_t channel_pitch;  // from one virtual channel to the next
-  int64_t unit;           // of the offsets: one pixel of all images, or a whole channel where no tap moves along it
+  int64_t unit;           // of the offsets: all of them are multiples of it
   int64_t row_lanes;      // lanes of a row with its border
   int64_t out_row;        // elements from one row of the output to the next, before unpacking
   int64_t out_pitch;      // from one output channel to the next

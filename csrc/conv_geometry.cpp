@@ -13,9 +13,10 @@ constexpr int64_t kRowBytes = 768 << 10;  // what one row of pixels reads again 
 constexpr int64_t kJoinedBytes = 768 << 10;  // of packed input and output, so that they stay in an L2 cache
 
 // Cycles that it takes to move a register of activations into or out of strips, memory included: rows of one image
-// sideways, every other pixel of them, copied as they are; images of a feature-major tensor collected, and for each
-// end of a piece within a cache line; images transposed.
-constexpr double kShiftCost = 5, kGatherCost = 32, kCopyCost = 5, kCollectCost = 8, kEndCost = 12, kTransposeCost = 16;
+// sideways, every other pixel of them or fewer, copied as they are; images of a feature-major tensor collected, and for
+// each end of a piece within a cache line; images transposed.
+constexpr double kShiftCost = 5, kEvenCost = 8, kGatherCost = 32, kCopyCost = 5, kCollectCost = 8, kEndCost = 12,
+                 kTransposeCost = 16;
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
@@ -155,11 +156,12 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     // Images that are collected from among those of a pixel come in pieces, which share cache lines at their ends.
     const double ends = s.n % vector_lanes != 0 ? static_cast<double>(vector_lanes) / static_cast<double>(images) : 0;
     const double major = images == s.n ? kCopyCost : kCollectCost + kEndCost * ends;
-    const double pack = one               ? (s.step == 1 ? kShiftCost : kGatherCost)
+    const double pack = one               ? (s.step == 1 ? kShiftCost : s.step == 2 ? kEvenCost : kGatherCost)
                         : s.feature_major ? major
                                           : kTransposeCost * (images < vector_lanes ? 1.5 : 1.0);
     const double unpack = one ? kCopyCost : s.feature_major ? major : kTransposeCost;
-    const double moves = pack * static_cast<double>(s.channels * in) + unpack * static_cast<double>(s.out_channels * out);
+    const double moves =
+        pack * static_cast<double>(s.channels * in) + unpack * static_cast<double>(s.out_channels * out);
     const int64_t runs = ceil_div(s.height, joined), items = t.blocks * runs;
     const double idle = static_cast<double>(round_up(items, s.threads)) / static_cast<double>(items);
     t.cost = (run * static_cast<double>(items) + moves * static_cast<double>(t.blocks)) * std::min(idle, 1.25);

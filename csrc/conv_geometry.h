@@ -72,7 +72,7 @@ RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_
 // How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone
 // (joined = 1, their strips start at a pixel of their own); shorter ones are joined: packed with their border one after
 // the other, `joined` of them are one run of lanes, where a shift by a row is as constant an offset as one by a pixel,
-// and what is computed for the border between them is thrown away.
+// and what is computed for the border between them, if they have one, is thrown away.
 struct PlaneTiling {
   int64_t images, blocks, joined, tile, strips, lanes, run_lanes;  // run_lanes = strips * lanes
   double cost;  // of all images, in cycles of a core

@@ -6,6 +6,11 @@
 // are removed first: each input channel becomes one virtual channel per phase of the stride, on which the convolution
 // has stride 1 (conv_geometry.h). Each thread packs the few rows it is about to use, computes, and unpacks, all within
 // its own cache.
+//
+// Where rows of pixels fill registers by themselves, contiguous images are packed one by one instead, once for each tap
+// of a row: [row][channel][tap of the row][column], each copy moved sideways by its tap. Nothing is transposed, no load
+// straddles cache lines, and the lanes of y lie in memory as they do in the strips. Which of the two costs less is an
+// estimate (tile_plane).
 #pragma once
 
 #include <cstdint>

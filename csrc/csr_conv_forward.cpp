@@ -54,10 +54,11 @@ struct CsrWeight {
   bool in_place() const { return true; }
 
   void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
-    kernels.spmm[out.tile]({in, offset, unit, sorted == nullptr ? values : sorted, entries.begin(block, taps, rows.begin),
-          entries.end(block, taps, rows.begin), rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin,
-          block > 0, out.to + rows.begin * out.to_pitch, out.to_pitch, out.from + rows.begin * out.from_pitch,
-          out.from_pitch, out.place, out.relu, out.far});
+    kernels.spmm[out.tile]({in, offset, unit, sorted == nullptr ? values : sorted,
+                            entries.begin(block, taps, rows.begin), entries.end(block, taps, rows.begin),
+                            rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin, block > 0,
+                            out.to + rows.begin * out.to_pitch, out.to_pitch,
+                            out.from + rows.begin * out.from_pitch, out.from_pitch, out.place, out.relu, out.far});
   }
 };
 

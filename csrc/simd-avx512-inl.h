@@ -28,6 +28,10 @@ struct Vec<float> {
   static reg add(reg a, reg b) { return _mm512_add_ps(a, b); }
   static reg relu(reg v) { return _mm512_max_ps(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static reg even(reg a, reg b) {
+    const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, from, b);
+  }
   static float sum(reg v) { return _mm512_reduce_add_ps(v); }
 
   static void add_sums(float* out, const reg (&p)[4], int n = 4) {
@@ -106,6 +110,9 @@ struct Vec<double> {
   static reg add(reg a, reg b) { return _mm512_add_pd(a, b); }
   static reg relu(reg v) { return _mm512_max_pd(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static reg even(reg a, reg b) {
+    return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
+  }
   static double sum(reg v) { return _mm512_reduce_add_pd(v); }
 
   static void add_sums(double* out, const reg (&p)[4], int n = 4) {

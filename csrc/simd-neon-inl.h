@@ -39,6 +39,7 @@ struct Vec<float> {
   static reg add(reg a, reg b) { return vaddq_f32(a, b); }
   static reg relu(reg v) { return vmaxq_f32(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
+  static reg even(reg a, reg b) { return vuzp1q_f32(a, b); }
   static float sum(reg v) { return vaddvq_f32(v); }
 
   static void add_sums(float* out, const reg (&p)[4], int n = 4) {
@@ -89,6 +90,7 @@ struct Vec<double> {
   static reg add(reg a, reg b) { return vaddq_f64(a, b); }
   static reg relu(reg v) { return vmaxq_f64(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f64(c, a, b); }
+  static reg even(reg a, reg b) { return vuzp1q_f64(a, b); }
   static double sum(reg v) { return vaddvq_f64(v); }
 
   static void add_sums(double* out, const reg (&p)[4], int n = 4) {

@@ -50,6 +50,11 @@ struct Vec {
     return v;
   }
   static reg fma(reg a, reg b, reg c) { return a * b + c; }
+  static reg even(reg a, reg b) {  // lanes 0, 2, 4, ... of a followed by b
+    reg v{};
+    for (int i = 0; i < kLanes / 2; ++i) v[i] = a[2 * i], v[kLanes / 2 + i] = b[2 * i];
+    return v;
+  }
   static T sum(reg v) {
     T s = v[0];
     for (int i = 1; i < kLanes; ++i) s += v[i];

@@ -198,8 +198,8 @@ void check_layer(const ConvSizes& sizes, const Layer& layer, Random& random, int
       const int wanted = 1 + static_cast<int>(random.below(7)), formats = s.n < 2 ? 0 : int(random.below(8));
       const bool y_major = formats & 1, grad_major = formats & 2, x_major = formats & 4, biased = random.below(2) == 1;
       const bool relu = random.below(2) == 1;
-      begin_case("%s %s %s threads %d wanted %d feature-major: forward %d grad %d x %d relu %d", name, type_name<T>(), isa,
-                 threads, wanted, y_major, grad_major, x_major, relu);
+      begin_case("%s %s %s threads %d wanted %d feature-major: forward %d grad %d x %d relu %d", name,
+                 type_name<T>(), isa, threads, wanted, y_major, grad_major, x_major, relu);
       const Array<T> y(grad.size());
       s.feature_major = y_major;
       to_format(x, s.n, y_major, x_in);

@@ -289,7 +289,8 @@ void check_shift_rows(const Kernels<T>& k, const char* isa) {
   for (int64_t wide = 1; wide <= 3 * k.lanes; ++wide) {
     for (int turn = 0; turn < 6; ++turn) {
       const int64_t count = turn == 0 ? wide : random.below(wide + 1), lead = random.below(wide - count + 1);
-      const int64_t step = turn < 4 ? 1 : turn - 2, rows = random.below(4), read = count == 0 ? 0 : (count - 1) * step + 1;
+      const int64_t step = turn < 4 ? 1 : turn - 2, rows = random.below(4);
+      const int64_t read = count == 0 ? 0 : (count - 1) * step + 1;
       const int64_t src_pitch = read + random.below(2), dst_pitch = wide + (turn == 0 ? 0 : random.below(3));
       begin_case("%s shift_rows %s rows %d wide %d lead %d count %d step %d pitches %d %d", type_name<T>(), isa,
                  int(rows), int(wide), int(lead), int(count), int(step), int(src_pitch), int(dst_pitch));
