@@ -7,9 +7,11 @@
 
 namespace lth {
 
-// y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; bias may be null. Reads crow and col of w.
+// y = conv2d(x, W) + bias, x and y both contiguous or both feature-major; bias may be null. relu: y is the
+// maximum of that and zero. Reads crow and col of w.
 template <class T>
-void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& w, const T* bias, T* y, int threads);
+void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& w, const T* bias, T* y, bool relu,
+                        int threads);
 
 // Gradients with respect to x, values and bias, given that of y; any of the three may be null. Formats as in
 // csr_conv2d_backward. Reads ccol, row and perm of w.

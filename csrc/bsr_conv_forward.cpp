@@ -22,7 +22,7 @@ struct BlockWeight {
   const Entries<int32_t>& entries;
   const Kernels<T>& k;
   const BsrWeight<T>& w;
-  int64_t tile, unit;
+  int64_t unit;
   bool apart;  // rows are listed alone
   int64_t cols;
   const T* bias;  // padded to whole blocks, or null
@@ -67,8 +67,7 @@ struct BlockWeight {
     barrier(team);
   }
 
-  // bsr_spmm continues where it writes, and writes whole panels.
-  bool in_place(bool adjacent) const { return adjacent && entries.f.blocks == 1 && s.out_channels % w.r == 0; }
+  bool in_place() const { return s.out_channels % w.r == 0; }  // bsr_spmm writes whole panels
 
   void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
     const auto& spmm = k.i32.bsr_spmm;
@@ -76,11 +75,12 @@ struct BlockWeight {
     const int64_t first = rows.begin / height, count = ceil_div(rows.end - rows.begin, height);
     const T* const values = masked != nullptr ? masked : w.values;
     for (int64_t done = 0; done < height;) {
-      const int64_t panel = panel_of(k, height - done, tile);
-      spmm[panel][tile]({in, offset, unit, 1, 0, values + done * w.c, position, 1, w.c, 1, 0,
+      const int64_t panel = panel_of(k, height - done, out.tile);
+      spmm[panel][out.tile]({in, offset, unit, 1, 0, values + done * w.c, position, 1, w.c, 1, 0,
                          entries.begin(block, taps, first), entries.end(block, taps, first), count, height,
                          bias == nullptr ? nullptr : bias + rows.begin + done, block > 0,
-                         out.to + (rows.begin + done) * out.to_pitch, out.to_pitch});
+                         out.to + (rows.begin + done) * out.to_pitch, out.to_pitch,
+                         out.from + (rows.begin + done) * out.from_pitch, out.from_pitch, out.place, out.relu});
       done += panel;
     }
   }
@@ -89,7 +89,8 @@ struct BlockWeight {
 }  // namespace
 
 template <class T>
-void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& w, const T* bias, T* y, int threads) {
+void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& w, const T* bias, T* y, bool relu,
+                        int threads) {
   const ConvSizes s = pixels_as_images(sizes);
   if (s.n == 0 || s.out_channels == 0 || s.out_h == 0 || s.out_w == 0) return;
   const Kernels<T>& k = kernels<T>();
@@ -121,7 +122,6 @@ void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& 
                               entries,
                               k,
                               w,
-                              f.t.tile,
                               f.unit,
                               apart,
                               s.channels / s.groups * s.kernel_h * s.kernel_w,
@@ -129,12 +129,12 @@ void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& 
                               scratch.at<int32_t>(offset_at),
                               scratch.at<int32_t>(position_at),
                               w.mask != nullptr ? scratch.at<T>(masked_at) : nullptr};
-  convolve(s, f, k, weight, x, y, threads);
+  convolve(s, f, k, weight, x, y, relu, threads);
 }
 
 template void bsr_conv2d_forward<float>(const ConvSizes&, const float*, const BsrWeight<float>&, const float*, float*,
-                                        int);
+                                        bool, int);
 template void bsr_conv2d_forward<double>(const ConvSizes&, const double*, const BsrWeight<double>&, const double*,
-                                         double*, int);
+                                         double*, bool, int);
 
 }  // namespace lth

@@ -29,13 +29,15 @@ void bsr_spmm(const BsrSpmmArgs<T, Index>& a) {
   const int32_t* const position = a.position;
   for (int64_t p = 0; p < a.panels; ++p) {
     T* const y = a.y + p * a.panel_rows * a.y_pitch;
+    const T* const from = a.from != nullptr ? a.from + p * a.panel_rows * a.from_pitch : y;
+    const int64_t from_pitch = a.from != nullptr ? a.from_pitch : a.y_pitch;
     const T* const bias = a.bias == nullptr ? nullptr : a.bias + p * a.panel_rows;
     reg acc[R][Tile];
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       const reg start = bias != nullptr ? V::set1(bias[i]) : V::zero();
 #pragma GCC unroll 8
-      for (int t = 0; t < Tile; ++t) acc[i][t] = a.accumulate ? V::load(y + i * a.y_pitch + t * V::kLanes) : start;
+      for (int t = 0; t < Tile; ++t) acc[i][t] = a.accumulate ? V::load(from + i * from_pitch + t * V::kLanes) : start;
     }
     const int64_t end = a.end[p];
     if (a.width == 1) {  // apart, for fewer live pointers than the general case has
@@ -67,9 +69,6 @@ void bsr_spmm(const BsrSpmmArgs<T, Index>& a) {
       }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int t = 0; t < Tile; ++t) V::store(y + i * a.y_pitch + t * V::kLanes, acc[i][t]);
-    }
+    for (int i = 0; i < R; ++i) store_tile<T, Tile>(acc[i], a.relu, a.place, y + i * a.y_pitch);
   }
 }

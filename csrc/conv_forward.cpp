@@ -6,12 +6,22 @@ namespace lth {
 Forward::Forward(const ConvSizes& s, int64_t rows, double entries, double least, int64_t lanes, int64_t widest,
                  int64_t bytes, int threads)
     : g(s) {
+  const auto tiled = [&](const Geometry& by, bool single) {
+    return tile_plane({s.n, s.out_w, s.out_h, by.x.max_shift, by.y.max_shift, by.virtual_channels, s.out_channels,
+                       bytes, entries * static_cast<double>(rows), s.stride_w, s.feature_major, single, threads},
+                      lanes, widest);
+  };
+  t = tiled(g, false);
+  if (!s.feature_major) {  // rows of one image, packed once for every tap along them, so that no tap shifts lanes
+    const Geometry apart(s, true);
+    const PlaneTiling single = tiled(apart, true);
+    if (single.cost < t.cost) {
+      g = apart;
+      t = single;
+    }
+  }
   const int64_t max_w = g.x.max_shift, max_h = g.y.max_shift;
-  t = tile_plane({s.n, s.out_w, s.out_h, max_w, max_h, g.virtual_channels * bytes, s.out_channels * bytes,
-                  s.feature_major, threads},
-                 lanes, widest);
-  shifts = max_w > 0 || (t.joined > 1 && max_h > 0);
-  const int64_t grain = shifts ? t.images : std::lcm(t.images, lanes);
+  const int64_t grain = max_w > 0 ? t.images : std::lcm(t.images, lanes);
   const auto spread = [&](int64_t pitch) {  // power-of-two pitches would put all channels into few cache sets
     pitch = round_up(pitch, grain);
     return pitch * bytes % 512 == 0 ? pitch + round_up(lanes, grain) : pitch;
@@ -35,7 +45,7 @@ Forward::Forward(const ConvSizes& s, int64_t rows, double entries, double least,
     row_pitch = g.virtual_channels * channel_pitch;
     in_elements = (band + max_h) * row_pitch;
   }
-  unit = shifts ? t.images : channel_pitch;
+  unit = std::gcd(std::gcd(channel_pitch, row_pitch), max_w > 0 ? t.images : 0);
   in_elements += t.run_lanes + row_lanes;  // strips may read past a row's end
 
   out_row = t.joined > 1 ? row_lanes : t.run_lanes;

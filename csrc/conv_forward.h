@@ -2,13 +2,14 @@
 //
 // Threads share (image block, group of output rows) pairs. A thread walks its groups in bands: it packs the input rows
 // of a band (those shared with the band before are still there), lets the weight multiply each strip of a group into
-// all output channels, and unpacks what was not written to its place. See csr_conv.h for the packing and conv_geometry.h for the strips.
+// all output channels, and unpacks what was not written to its place. See csr_conv.h for the packing and
+// conv_geometry.h for the strips.
 //
 // A weight knows nothing of this. It has
 //     void prepare(int thread, int team) const;         called by all threads first; complete when all have returned
 //     Range channels(int part, int parts) const;        a fair share of the output channels
 //     void multiply(const T* in, Range channels, int64_t block, Range taps, const Target<T>& out) const;
-//     bool in_place(bool adjacent) const;               whether `out` may lead to y itself, registers adjacent or not
+//     bool in_place() const;                            whether `out` may lead to y itself: it writes no padding
 // where `in` is the strip that offset 0 stands for, block one of `blocks` of the reduction (all but the first add to
 // what is there), and taps with row shifts outside of `taps` meet nothing but padding.
 #pragma once
@@ -27,15 +28,14 @@
 namespace lth {
 
 constexpr int64_t kBandBytes = 512 << 10;
-constexpr int64_t kBlockBytes = 32 << 10;  // of input that one block of the reduction may touch: most of an L1 cache
+constexpr int64_t kBlockBytes = 48 << 10;  // of input that one block of the reduction touches: mostly in L1
 
 struct Forward {
   Geometry g;
   PlaneTiling t;
-  bool shifts;            // whether taps move along a run of lanes
   int64_t row_pitch;      // elements from one packed row to the next of the same virtual channel
   int64_t channel_pitch;  // from one virtual channel to the next
-  int64_t unit;           // of the offsets: one pixel of all images, or a whole channel where no tap moves along it
+  int64_t unit;           // of the offsets: all of them are multiples of it
   int64_t row_lanes;      // lanes of a row with its border
   int64_t out_row;        // elements from one row of the output to the next, before unpacking
   int64_t out_pitch;      // from one output channel to the next
@@ -71,7 +71,10 @@ struct Target {
   int64_t from_pitch;
   T* to;
   int64_t to_pitch;
-  int64_t to_step;  // between registers, of which each is a pixel; 0 where they are adjacent
+  int64_t tile;        // registers of the strip
+  const Place* place;  // of its registers; null where they are adjacent
+  bool relu;           // of what is written
+  bool far;            // `to` is y itself, in no cache
 };
 
 // One thread's share of the work.
@@ -86,12 +89,15 @@ struct ForwardWorker {
   T* in;
   T* out;
   T* temporary;
+  bool relu;
   Range channels;
   int64_t image = 0, live = 0;
 
-  // Whatever is not a pixel of x within a row that holds some; packing leaves it alone.
+  // Whatever is not a pixel of x within a row that holds some; packing leaves it alone, except where it writes whole
+  // rows.
   void clear_borders() {
     const Geometry& g = f.g;
+    if (f.t.images == 1 && !s.feature_major) return;
     for (int64_t c = 0; c < g.virtual_channels; ++c) {
       const RowMap& map = f.maps[static_cast<size_t>(c % g.x.phases())];
       for (int64_t v = 0; v < f.band + g.y.max_shift; ++v) {
@@ -138,38 +144,58 @@ struct ForwardWorker {
         }
         for (int64_t fx = 0; fx < g.x.phases(); ++fx) {
           pack_rows(k, src, from, live, f.t.images, last - first, g.y.stride * s.width, s.width,
-                    f.maps[static_cast<size_t>(fx)],
+                    f.maps[static_cast<size_t>(fx)], f.row_lanes,
                     channel + fx * f.channel_pitch + (first - begin + at) * f.row_pitch, f.row_pitch, temporary);
         }
       }
     }
   }
 
-  // Where the lanes of a run lie in y as they do here, or a register is a pixel, whole strips are written there at once
-  // by the last block. Lanes of a run of `rows` rows for which that is so.
-  int64_t lanes_in_place(const Images<T>& to, int64_t rows) const {
-    const bool adjacent = to.pixel == f.t.images, pixels = to.pixel > 1 && f.t.images == k.lanes && live == k.lanes;
-    if (to.channel % k.lanes != 0 || !(adjacent || pixels)) return 0;
-    if (!weight.in_place(adjacent)) return 0;
-    if (f.t.joined > 1 && f.row_lanes > s.out_w * f.t.images) return 0;  // a border between rows
-    return (f.t.joined > 1 ? rows : 1) * s.out_w * f.t.images / f.t.lanes * f.t.lanes;
+  // Whether the lanes of a run lie in y as they do here.
+  bool adjacent(const Images<T>& to) const {
+    return to.pixel == f.t.images && (f.t.joined == 1 || f.row_lanes == s.out_w * f.t.images);
+  }
+
+  // Whether the last block writes strips to y at once: they lie there likewise, or registers are parts of a pixel.
+  bool in_place(const Images<T>& to) const {
+    return weight.in_place() && (adjacent(to) || (to.pixel > 1 && f.t.images % k.lanes == 0));
+  }
+
+  // Where the registers of the strip at `lane` of a run belong in y, from the run's first pixel on.
+  void find_places(const Images<T>& to, int64_t lane, int64_t live_lanes, int64_t tile, Place* place) const {
+    for (int64_t i = 0; i < tile; ++i, lane += k.lanes) {
+      if (adjacent(to)) {
+        place[i] = {lane, std::max<int64_t>(0, std::min(k.lanes, live_lanes - lane))};
+        continue;
+      }
+      const int64_t row = lane / f.row_lanes, column = lane % f.row_lanes / f.t.images, first = lane % f.t.images;
+      const bool pixel = lane < live_lanes && column < s.out_w;
+      place[i] = {(row * s.out_w + column) * to.pixel + first,
+                  pixel ? std::max<int64_t>(0, std::min(k.lanes, live - first)) : 0};
+    }
   }
 
   void compute(const Images<T>& to, int64_t row_in_band, int64_t top, int64_t rows) {
-    const int64_t runs = ceil_div(rows, f.t.joined), in_place = lanes_in_place(to, rows);
-    const bool adjacent = to.pixel == f.t.images;
-    for (int64_t run = 0; run < runs; ++run) {
+    const bool direct = in_place(to);
+    const int64_t live_lanes = (f.t.joined > 1 ? (rows - 1) * f.row_lanes : 0) + s.out_w * f.t.images;  // of a run
+    Place place[kMaxTile];
+    for (int64_t run = 0; run < ceil_div(rows, f.t.joined); ++run) {
       const Range taps = f.t.joined > 1 ? Range{0, f.g.y.max_shift + 1} : f.taps(top + run);
       const T* const from = in + (row_in_band + run * f.t.joined) * f.row_pitch;
       T* const there = to.data + (top + run) * s.out_w * to.pixel;
-      for (int64_t lane = 0; lane < f.t.run_lanes; lane += f.t.lanes) {
+      for (int64_t lane = 0, tile = 0; lane < live_lanes; lane += tile * k.lanes) {
+        const int64_t left = ceil_div(live_lanes - lane, k.lanes);
+        tile = ceil_div(left, ceil_div(left, f.t.tile));  // strips as equal as they can be
         T* const here = out + run * f.out_row + lane;
+        const bool whole = adjacent(to) && lane + tile * k.lanes <= live_lanes;
+        if (direct && !whole) find_places(to, lane, live_lanes, tile, place);
         for (int64_t block = 0; block < f.blocks; ++block) {
-          Target<T> target{here, f.out_pitch, here, f.out_pitch, 0};
-          if (block + 1 == f.blocks && lane < in_place) {
-            target.to = there + (adjacent ? lane : lane / f.t.images * to.pixel);
+          const bool last = block + 1 == f.blocks;
+          Target<T> target{here, f.out_pitch, here, f.out_pitch, tile, nullptr, last && relu, last && direct};
+          if (last && direct) {
+            target.to = whole ? there + lane : there;
             target.to_pitch = to.channel;
-            target.to_step = adjacent ? 0 : to.pixel;
+            target.place = whole ? nullptr : place;
           }
           weight.multiply(from + lane, channels, block, taps, target);
         }
@@ -178,21 +204,10 @@ struct ForwardWorker {
   }
 
   void unpack(const Images<T>& to, int64_t top, int64_t rows) {
-    const int64_t images = f.t.images, row = s.out_w * to.pixel, done = lanes_in_place(to, rows);
-    const int64_t left = (f.t.joined > 1 ? rows : 1) * s.out_w * images - done;  // lanes of each run
+    if (in_place(to)) return;
     for (int64_t o = channels.begin; o < channels.end; ++o) {
-      const T* packed = out + o * f.out_pitch;
-      T* dst = to.data + o * to.channel + top * row;
-      if (done == 0) {
-        unpack_rows(k, packed, f.out_row, rows, s.out_w, live, images, dst, to);
-        continue;
-      }
-      for (int64_t run = 0; left > 0 && run < rows; run += f.t.joined, packed += f.out_row, dst += row) {
-        if (to.pixel == images)
-          k.copy_runs(packed + done, left, 1, left, dst + done, left, left);
-        else
-          k.copy_runs(packed + done, images, left / images, live, dst + done / images * to.pixel, to.pixel, live);
-      }
+      T* const dst = to.data + o * to.channel + top * s.out_w * to.pixel;
+      unpack_rows(k, out + o * f.out_pitch, f.out_row, rows, s.out_w, live, f.t.images, dst, to);
     }
   }
 
@@ -222,7 +237,7 @@ struct ForwardWorker {
 
 template <class T, class Weight>
 void convolve(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const Weight& weight, const T* x, T* y,
-              int threads) {
+              bool relu, int threads) {
   const int64_t temporary_elements = (f.band + f.g.y.max_shift) * s.width * f.t.images;
   Plan plan;
   const size_t in_at = plan.add<T>(f.in_elements, threads);
@@ -241,6 +256,7 @@ void convolve(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const W
                                     scratch.at<T>(in_at, f.in_elements, thread),
                                     scratch.at<T>(out_at, f.out_elements, thread),
                                     scratch.at<T>(temporary_at, temporary_elements, thread),
+                                    relu,
                                     weight.channels(thread % grid.channels, grid.channels)};
     worker.clear_borders();
     worker.work(share(f.t.blocks * f.groups, thread / grid.channels, grid.rows));

@@ -12,6 +12,12 @@ namespace {
 constexpr int64_t kRowBytes = 768 << 10;  // what one row of pixels reads again and again: most of an L2 cache
 constexpr int64_t kJoinedBytes = 768 << 10;  // of packed input and output, so that they stay in an L2 cache
 
+// Cycles that it takes to move a register of activations into or out of strips, memory included: rows of one image
+// sideways, every other pixel of them or fewer, copied as they are; images of a feature-major tensor collected, and for
+// each end of a piece within a cache line; images transposed.
+constexpr double kShiftCost = 5, kEvenCost = 8, kGatherCost = 32, kCopyCost = 5, kCollectCost = 8, kEndCost = 12,
+                 kTransposeCost = 16;
+
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 bool pointwise(const ConvSizes& s) {
@@ -50,11 +56,12 @@ void check(const ConvSizes& s) {
   check_axis("out_w", s.width, s.out_w, s.kernel_w, s.stride_w, s.pad_w, s.dilation_w);
 }
 
-Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t pad_, int64_t dilation)
+Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t pad_, int64_t dilation,
+           bool apart)
     : in(in_), out(out_), kernel(kernel_), stride(stride_), pad(pad_) {
   std::vector<Range> shifts;  // by phase
   for (int64_t k = 0; k < kernel; ++k) {
-    const int64_t q = k * dilation / stride, p = k * dilation % stride;
+    const int64_t q = apart ? 0 : k * dilation / stride, p = k * dilation - q * stride;
     size_t f = static_cast<size_t>(std::find(residue_.begin(), residue_.end(), p) - residue_.begin());
     if (f == residue_.size()) {
       residue_.push_back(p);
@@ -114,11 +121,10 @@ RowTiling tile_rows(const RowShape& s, int64_t vector_lanes, int64_t widest_tile
 
 PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest_tile) {
   PlaneTiling best{};
-  double best_cost = 0;
   const int64_t columns = s.width + s.shift_w;
   const auto consider = [&](int64_t images, int64_t joined) {
-    const int64_t rows = joined + s.shift_h;
-    if (joined > 1 && images * (rows * columns * s.in_bytes + joined * columns * s.out_bytes) > kJoinedBytes) return;
+    const int64_t rows = joined + s.shift_h, row_bytes = images * columns * s.bytes;
+    if (joined > 1 && row_bytes * (rows * s.channels + joined * s.out_channels) > kJoinedBytes) return;
     PlaneTiling t;
     t.images = images;
     t.blocks = ceil_div(s.n, images);
@@ -128,25 +134,38 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     t.tile = ceil_div(vectors, t.strips);
     t.lanes = t.tile * vector_lanes;
     t.run_lanes = t.strips * t.lanes;
-    // A strip costs its registers and some 1.5 more for the offset and the value. Shifts by less than a vector make
-    // most loads straddle two cache lines; more images than a vector has lanes make neighbouring pixels lie further
-    // apart.
-    const bool shifts = s.shift_w > 0 || (joined > 1 && s.shift_h > 0);
-    const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
-    const double straddle = shifts ? 1.6 - 0.6 * aligned : 1.0;
-    const bool copied = s.feature_major ? images == s.n : images == 1;  // rather than transposed or collected
-    const double packing = copied ? (images > vector_lanes ? 0.9 : 0.85)
-                                  : (images > vector_lanes ? 1.05 : images < vector_lanes ? 1.2 : 1.0);
-    // What one row of pixels needs should stay in an L2 cache.
-    const int64_t row_bytes = images * ((1 + s.shift_h) * columns * s.in_bytes + s.width * s.out_bytes);
-    const double spilt = joined == 1 && row_bytes > kJoinedBytes ? 1.3 : 1.0;
-    const int64_t runs = t.blocks * ceil_div(s.height, joined);
-    const double idle = static_cast<double>(round_up(runs, s.threads)) / static_cast<double>(runs);
-    const double cost = static_cast<double>(runs * t.strips) * (static_cast<double>(t.tile) * straddle + 1.5) *
-                        packing * spilt * std::min(idle, 1.25);
-    if (best.images != 0 && cost >= best_cost) return;
-    best = t;
-    best_cost = cost;
+    // An entry costs its registers and some 2 more for the offset and the value. Shifts by less than a vector make
+    // most loads straddle two cache lines.
+    const int64_t shift = std::gcd(s.shift_w > 0 ? images : 0, joined > 1 && s.shift_h > 0 ? columns * images : 0);
+    const double aligned = static_cast<double>(std::gcd(shift, vector_lanes)) / static_cast<double>(vector_lanes);
+    const double straddle = 1.6 - 0.6 * aligned;
+    // What rows of pixels need should stay in an L2 cache; at the least what one strip does, of which the next one
+    // reads most again.
+    const int64_t in_strip = (t.lanes + s.shift_w * images) * (1 + s.shift_h) * s.channels;
+    const bool row_spilt = joined == 1 && row_bytes * ((1 + s.shift_h) * s.channels + s.out_channels) > kJoinedBytes;
+    const bool strip_spilt = row_spilt && (in_strip + t.lanes * s.out_channels) * s.bytes > kJoinedBytes;
+    const double spilt = strip_spilt ? 1.4 : row_spilt ? 1.12 : 1.0;
+    const double registers = static_cast<double>(vectors), strips = static_cast<double>(t.strips);
+    const double run = s.entries * (registers * straddle + 2 * strips) * spilt +
+                       2 * registers * static_cast<double>(s.out_channels);
+    const bool one = images == 1 && !s.feature_major;  // rows as they lie in memory
+    const int64_t in_rows = s.height + s.shift_h;
+    const int64_t in =
+        one ? in_rows * ceil_div(columns, vector_lanes) : ceil_div(in_rows * columns * images, vector_lanes);
+    const int64_t out = ceil_div(s.height * s.width * images, vector_lanes);
+    // Images that are collected from among those of a pixel come in pieces, which share cache lines at their ends.
+    const double ends = s.n % vector_lanes != 0 ? static_cast<double>(vector_lanes) / static_cast<double>(images) : 0;
+    const double major = images == s.n ? kCopyCost : kCollectCost + kEndCost * ends;
+    const double pack = one               ? (s.step == 1 ? kShiftCost : s.step == 2 ? kEvenCost : kGatherCost)
+                        : s.feature_major ? major
+                                          : kTransposeCost * (images < vector_lanes ? 1.5 : 1.0);
+    const double unpack = one ? kCopyCost : s.feature_major ? major : kTransposeCost;
+    const double moves =
+        pack * static_cast<double>(s.channels * in) + unpack * static_cast<double>(s.out_channels * out);
+    const int64_t runs = ceil_div(s.height, joined), items = t.blocks * runs;
+    const double idle = static_cast<double>(round_up(items, s.threads)) / static_cast<double>(items);
+    t.cost = (run * static_cast<double>(items) + moves * static_cast<double>(t.blocks)) * std::min(idle, 1.25);
+    if (best.images == 0 || t.cost < best.cost) best = t;
   };
   for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
     const int64_t even = ceil_div(s.n, blocks);
@@ -155,6 +174,7 @@ PlaneTiling tile_plane(const PlaneShape& s, int64_t vector_lanes, int64_t widest
     if (even > 4 * vector_lanes) continue;
     for (const int64_t images : {even, round_up(even, vector_lanes)}) {
       if (s.feature_major && images < s.n && images % vector_lanes != 0) continue;
+      if (s.single && images > 1) continue;
       consider(images, 1);
       for (int64_t joined = s.height; joined > 1; joined = ceil_div(joined, 2)) consider(images, joined);
     }

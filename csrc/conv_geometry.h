@@ -15,7 +15,8 @@
 namespace lth {
 
 struct Axis {
-  Axis(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation);
+  // `apart`: every tap is a phase of its own, without shift, even where the stride would let it share one.
+  Axis(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, bool apart = false);
 
   int64_t in, out, kernel, stride, pad;
   int64_t max_shift = 0;
@@ -35,9 +36,10 @@ struct Axis {
 };
 
 struct Geometry {
-  explicit Geometry(const ConvSizes& sizes)
+  explicit Geometry(const ConvSizes& sizes, bool columns_apart = false)
       : y(sizes.height, sizes.out_h, sizes.kernel_h, sizes.stride_h, sizes.pad_h, sizes.dilation_h),
-        x(sizes.width, sizes.out_w, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w),
+        x(sizes.width, sizes.out_w, sizes.kernel_w, sizes.stride_w, sizes.pad_w, sizes.dilation_w,
+          columns_apart),
         phases(y.phases() * x.phases()),
         virtual_channels(sizes.channels * phases) {}
 
@@ -70,16 +72,21 @@ RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_
 // How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone
 // (joined = 1, their strips start at a pixel of their own); shorter ones are joined: packed with their border one after
 // the other, `joined` of them are one run of lanes, where a shift by a row is as constant an offset as one by a pixel,
-// and what is computed for the border between them is thrown away.
+// and what is computed for the border between them, if they have one, is thrown away.
 struct PlaneTiling {
   int64_t images, blocks, joined, tile, strips, lanes, run_lanes;  // run_lanes = strips * lanes
+  double cost;  // of all images, in cycles of a core
 };
 
-// `width` and `height` in output pixels, and how far taps reach beyond them; `in_bytes`, `out_bytes`: of all packed
-// channels of one pixel of one image.
+// `width` and `height` in output pixels, and how far taps reach beyond them; packed channels and output channels, of
+// `bytes` each pixel; entries: multiplications of a strip by a non-zero that an output strip takes; step: from one
+// column of a packed row to the next in the input.
 struct PlaneShape {
-  int64_t n, width, height, shift_w, shift_h, in_bytes, out_bytes;
+  int64_t n, width, height, shift_w, shift_h, channels, out_channels, bytes;
+  double entries;
+  int64_t step;
   bool feature_major;  // all images of a pixel adjacent: some of them are collected by whole vectors only
+  bool single;         // images one by one only
   int threads;
 };
 

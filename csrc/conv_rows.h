@@ -31,17 +31,22 @@ Images<T> images_of(bool feature_major, T* data, int64_t n, int64_t channels, in
 }
 
 // `rows` rows, `from_pitch` pixels apart, to packed rows `to_pitch` elements apart: row[column * images + i] for the
-// columns of `map`, zero for the images that do not exist. Borders stay as they are. temporary: rows * width * images.
+// columns of `map`, zero for the images that do not exist. Borders stay as they are, except in rows of a single image,
+// which are written whole, row_lanes columns of them. temporary: rows * width * images.
 template <class T>
 void pack_rows(const Kernels<T>& k, const T* src, const Images<const T>& from, int64_t live, int64_t images,
-               int64_t rows, int64_t from_pitch, int64_t width, const RowMap& map, T* packed, int64_t to_pitch,
-               T* temporary) {
+               int64_t rows, int64_t from_pitch, int64_t width, const RowMap& map, int64_t row_lanes, T* packed,
+               int64_t to_pitch, T* temporary) {
   T* data = packed + map.lead * images;
   const int64_t columns = map.step == 1 ? map.count : (map.count - 1) * map.step + 1;
   const int64_t run = map.count * images;
   const T* p = src + map.first * from.pixel;
+  if (images == 1 && from.pixel == 1) {
+    k.shift_rows(p, from_pitch, rows, map.lead, map.count, map.step, packed, to_pitch, row_lanes);
+    return;
+  }
   if (map.count == 0) return;
-  if (map.step == 1 && (from.pixel == images || (images == 1 && from.pixel == 1))) {  // packed already
+  if (map.step == 1 && from.pixel == images) {  // packed already
     const bool joined = from_pitch == map.count && to_pitch == run;
     k.copy_runs(p, from_pitch * from.pixel, joined ? 1 : rows, joined ? rows * run : run, data, to_pitch,
                 joined ? rows * run : run);

@@ -16,7 +16,7 @@ constexpr int64_t kSerialNonZeros = 1 << 16;  // up to here one thread places th
 template <class T, class Index, class Offset>
 struct CsrWeight {
   const Entries<Offset>& entries;
-  typename IndexedKernels<T, Offset>::Spmm spmm;
+  const IndexedKernels<T, Offset>& kernels;
   int64_t unit;
   const T* values;
   const T* bias;
@@ -51,19 +51,20 @@ struct CsrWeight {
     barrier(team);
   }
 
-  bool in_place(bool) const { return true; }
+  bool in_place() const { return true; }
 
   void multiply(const T* in, Range rows, int64_t block, Range taps, const Target<T>& out) const {
-    spmm({in, offset, unit, sorted == nullptr ? values : sorted, entries.begin(block, taps, rows.begin),
-          entries.end(block, taps, rows.begin), rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin,
-          block > 0, out.to + rows.begin * out.to_pitch, out.to_pitch, out.from + rows.begin * out.from_pitch,
-          out.from_pitch, out.to_step});
+    kernels.spmm[out.tile]({in, offset, unit, sorted == nullptr ? values : sorted,
+                            entries.begin(block, taps, rows.begin), entries.end(block, taps, rows.begin),
+                            rows.end - rows.begin, bias == nullptr ? nullptr : bias + rows.begin, block > 0,
+                            out.to + rows.begin * out.to_pitch, out.to_pitch,
+                            out.from + rows.begin * out.from_pitch, out.from_pitch, out.place, out.relu, out.far});
   }
 };
 
 template <class T, class Index, class Offset>
 void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const T* x, const T* values, const T* bias, T* y,
-         const int32_t* crow, const Index* col, int threads) {
+         const int32_t* crow, const Index* col, bool relu, int threads) {
   const int64_t nnz = crow[s.out_channels];
   Entries<Offset> entries(s, f, s.out_channels);
   Plan plan;
@@ -73,7 +74,7 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const T* x, 
   const Scratch scratch(plan);
   entries.pointers = scratch.at<int32_t>(pointers_at);
   const CsrWeight<T, Index, Offset> weight{entries,
-                                           k.template indexed<Offset>().spmm[f.t.tile],
+                                           k.template indexed<Offset>(),
                                            f.unit,
                                            values,
                                            bias,
@@ -81,14 +82,14 @@ void run(const ConvSizes& s, const Forward& f, const Kernels<T>& k, const T* x, 
                                            col,
                                            scratch.at<Offset>(offset_at),
                                            entries.shifts > 1 ? scratch.at<T>(sorted_at) : nullptr};
-  convolve(s, f, k, weight, x, y, threads);
+  convolve(s, f, k, weight, x, y, relu, threads);
 }
 
 }  // namespace
 
 template <class T, class Index>
 void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, const T* bias, T* y, const int32_t* crow,
-                        const Index* col, int threads) {
+                        const Index* col, bool relu, int threads) {
   const ConvSizes s = pixels_as_images(sizes);
   if (s.n == 0 || s.out_channels == 0 || s.out_h == 0 || s.out_w == 0) return;
   const Kernels<T>& k = kernels<T>();
@@ -99,14 +100,14 @@ void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, con
   const Forward f(s, s.out_channels, static_cast<double>(nnz) / static_cast<double>(s.out_channels), kBlockNonZeros,
                   k.lanes, k.spmm_tile, sizeof(T), threads);
   if (f.span() <= 65536)
-    run<T, Index, uint16_t>(s, f, k, x, values, bias, y, crow, col, threads);
+    run<T, Index, uint16_t>(s, f, k, x, values, bias, y, crow, col, relu, threads);
   else
-    run<T, Index, int32_t>(s, f, k, x, values, bias, y, crow, col, threads);
+    run<T, Index, int32_t>(s, f, k, x, values, bias, y, crow, col, relu, threads);
 }
 
 #define LTH_INSTANTIATE(T, Index)                                                                                \
   template void csr_conv2d_forward<T, Index>(const ConvSizes&, const T*, const T*, const T*, T*, const int32_t*, \
-                                             const Index*, int);
+                                             const Index*, bool, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)
 LTH_INSTANTIATE(double, uint16_t)

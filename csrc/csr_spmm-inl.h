@@ -4,6 +4,24 @@
 // that read x straight from memory. Narrow tiles keep several copies of the accumulators, since Tile multiply-adds
 // alone would wait for their own latency.
 
+// The accumulators of a row, once they are summed up.
+template <class T, int Tile>
+inline __attribute__((always_inline)) void store_tile(typename Vec<T>::reg (&acc)[Tile], bool relu, const Place* place,
+                                                      T* y) {
+  using V = Vec<T>;
+  if (relu) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Tile; ++i) acc[i] = V::relu(acc[i]);
+  }
+  if (place == nullptr) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Tile; ++i) V::store(y + i * V::kLanes, acc[i]);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Tile; ++i) V::store_part(y + place[i].at, acc[i], static_cast<int>(place[i].lanes));
+}
+
 template <class T, int Tile, class Index>
 void csr_spmm(const SpmmArgs<T, Index>& a) {
   using V = Vec<T>;
@@ -12,9 +30,14 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
   const T* const x = a.x;
   const Index* const offset = a.offset;
   const T* const values = a.values;
-  const int64_t unit = a.unit, step = a.y_step != 0 ? a.y_step : V::kLanes;
+  const int64_t unit = a.unit;
   for (int64_t r = 0; r < a.rows; ++r) {
     T* const y = a.y + r * a.y_pitch;
+    if (a.ahead) {
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile; ++i)
+        __builtin_prefetch(y + a.y_pitch + (a.place != nullptr ? a.place[i].at : i * V::kLanes), 1);
+    }
     reg acc[kCopies][Tile];
     if (a.accumulate) {
       const T* const from = a.from != nullptr ? a.from + r * a.from_pitch : y;
@@ -54,11 +77,6 @@ void csr_spmm(const SpmmArgs<T, Index>& a) {
 #pragma GCC unroll 8
       for (int i = 0; i < Tile; ++i) acc[0][i] = V::fma(v, V::load(p + i * V::kLanes), acc[0][i]);
     }
-    if (a.relu) {
-#pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) acc[0][i] = V::relu(acc[0][i]);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Tile; ++i) V::store(y + i * step, acc[0][i]);
+    store_tile<T, Tile>(acc[0], a.relu, a.place, y);
   }
 }

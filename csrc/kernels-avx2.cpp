@@ -32,6 +32,7 @@ namespace avx2 {
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
 #include "relu-inl.h"
+#include "shift-inl.h"
 #include "table-inl.h"
 }  // namespace avx2
 }  // namespace lth

@@ -17,6 +17,7 @@ namespace scalar {
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
 #include "relu-inl.h"
+#include "shift-inl.h"
 #include "table-inl.h"
 }  // namespace scalar
 }  // namespace lth

@@ -16,8 +16,8 @@
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
 //     bsr_gemv      y = W x + bias for a single sample
-// `transpose`, `copy_runs`, `gate` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no
-// layers, threads or memory.
+// `transpose`, `copy_runs`, `shift_rows`, `gate` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels
+// know no layers, threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +32,15 @@ constexpr int kMaxTile = 8;   // registers in the widest strip; microkernels.def
 constexpr int kMaxFew = 8;    // samples in the widest strip that is narrower than a register
 constexpr int kMaxPanel = 8;  // rows of the weight that share their columns, at most, in one call of a bsr kernel
 
+// Where a register goes: its first `lanes` lanes to element `at` of a row of y, the others nowhere.
+struct Place {
+  int64_t at, lanes;
+};
+
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
-// (null: zero). Registers of a row of y are y_step elements apart, or adjacent where that is 0; those of `from` always
-// are adjacent. relu: store max(y, 0), NaN as it is; for the last block of the reduction.
+// (null: zero). Registers of a row of y go to `place`, one for each; where that is null they are adjacent, as those of
+// `from` always are. relu: what is written is max(sum, 0), and NaN where the sum is NaN.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -51,8 +56,9 @@ struct SpmmArgs {
   int64_t y_pitch;
   const T* from = nullptr;
   int64_t from_pitch = 0;
-  int64_t y_step = 0;
+  const Place* place = nullptr;
   bool relu = false;
+  bool ahead = false;  // ask memory for a row of y before it is written
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
@@ -110,8 +116,8 @@ struct ScatterArgs {
 // columns: column j reads the strip at x + offset[k] * unit + j * x_pitch, and its value in row i of the panel is
 //     values[at * entry_stride + i * row_stride + j * column_stride],  at = position[k], or k where position is null.
 // So the blocks of a BSR weight are entries as they are stored. Where each column has an offset of its own, entries are
-// single columns and position names them. bias[p * panel_rows + i], or null; accumulate as in SpmmArgs; row i of panel
-// p is written to y + (p * panel_rows + i) * y_pitch, relu as in SpmmArgs. While an entry is computed, the first
+// single columns and position names them. bias[p * panel_rows + i], or null; accumulate, from, place and relu as in
+// SpmmArgs; row i of panel p is written to y + (p * panel_rows + i) * y_pitch. While an entry is computed, the first
 // `prefetch` elements of the next one are fetched.
 template <class T, class Index>
 struct BsrSpmmArgs {
@@ -134,6 +140,9 @@ struct BsrSpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  const T* from = nullptr;
+  int64_t from_pitch = 0;
+  const Place* place = nullptr;
   bool relu = false;
 };
 
@@ -225,6 +234,10 @@ struct Kernels {
   // `count` runs of `live` values, src_pitch and dst_pitch apart; each run written ends in zeros up to `wide` values.
   void (*copy_runs)(const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst, int64_t dst_pitch,
                     int64_t wide);
+  // Rows moved sideways: dst[lead + i] = src[i * step] for i < count, zero for the others of `wide`; rows are src_pitch
+  // and dst_pitch apart.
+  void (*shift_rows)(const T* src, int64_t src_pitch, int64_t rows, int64_t lead, int64_t count, int64_t step, T* dst,
+                     int64_t dst_pitch, int64_t wide);
   T (*sum)(const T* src, int64_t n);
   void (*gate)(const T* activated, int64_t n, T* values);  // values[i] = 0 where activated[i] <= 0
   // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.

@@ -158,7 +158,7 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
                         int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
-                        bool feature_major, int index_bits, int dtype, int threads) {
+                        bool feature_major, bool relu, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,
                              feature_major};
@@ -171,7 +171,7 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_conv2d_forward<T, Index>(sizes, as<const T>(x), as<const T>(values), as<const T>(bias), as<T>(y),
-                                      as<const int32_t>(crow), as<const Index>(col), threads);
+                                      as<const int32_t>(crow), as<const Index>(col), relu, threads);
   });
 }
 
@@ -179,8 +179,8 @@ void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
                         int64_t n, int64_t channels, int64_t height, int64_t width, int64_t out_channels,
                         int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                         int64_t pad_h, int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h,
-                        int64_t out_w, bool feature_major, int64_t block_rows, int64_t block_cols, int dtype,
-                        int threads) {
+                        int64_t out_w, bool feature_major, bool relu, int64_t block_rows, int64_t block_cols,
+                        int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w,
                              feature_major};
@@ -193,7 +193,7 @@ void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
     using T = typename decltype(value)::type;
     const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
                                    as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};
-    lth::bsr_conv2d_forward<T>(sizes, as<const T>(x), weight, as<const T>(bias), as<T>(y), threads);
+    lth::bsr_conv2d_forward<T>(sizes, as<const T>(x), weight, as<const T>(bias), as<T>(y), relu, threads);
   });
 }
 
@@ -346,14 +346,14 @@ PYBIND11_MODULE(_C, m) {
         py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
         py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
         py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"),
-        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
+        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"), py::arg("relu"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
   m.def("bsr_conv2d_forward", &bsr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("mask"),
         py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"),
         py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"),
         py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"),
         py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
-        py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
+        py::arg("relu"), py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
   m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
         py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"),

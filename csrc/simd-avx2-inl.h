@@ -17,16 +17,23 @@ struct Vec<float> {
   static reg load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, reg v) { _mm256_storeu_ps(p, v); }
   static reg load_part(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static reg load_between(const float* p, int from, int to) {
+    return _mm256_maskload_ps(p, _mm256_andnot_si256(first(from), first(to)));
+  }
   static void store_part(float* p, reg v, int n) { _mm256_maskstore_ps(p, first(n), v); }
   static reg keep(reg v) {
     asm("" : "+x"(v));
     return v;
   }
   static reg add(reg a, reg b) { return _mm256_add_ps(a, b); }
-  static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
   static reg relu(reg v) { return _mm256_max_ps(zero(), v); }  // of a NaN and zero the second operand
+  static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
   static reg gate(reg v, reg activated) {
     return _mm256_and_ps(v, _mm256_cmp_ps(activated, zero(), _CMP_NLE_UQ));
+  }
+  static reg even(reg a, reg b) {
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
   }
   static float sum(reg v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -81,17 +88,21 @@ struct Vec<double> {
   static reg load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, reg v) { _mm256_storeu_pd(p, v); }
   static reg load_part(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
+  static reg load_between(const double* p, int from, int to) {
+    return _mm256_maskload_pd(p, _mm256_andnot_si256(first(from), first(to)));
+  }
   static void store_part(double* p, reg v, int n) { _mm256_maskstore_pd(p, first(n), v); }
   static reg keep(reg v) {
     asm("" : "+x"(v));
     return v;
   }
   static reg add(reg a, reg b) { return _mm256_add_pd(a, b); }
-  static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_pd(a, b, c); }
   static reg relu(reg v) { return _mm256_max_pd(zero(), v); }  // of a NaN and zero the second operand
+  static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_pd(a, b, c); }
   static reg gate(reg v, reg activated) {
     return _mm256_and_pd(v, _mm256_cmp_pd(activated, zero(), _CMP_NLE_UQ));
   }
+  static reg even(reg a, reg b) { return _mm256_permute4x64_pd(_mm256_unpacklo_pd(a, b), 0xd8); }
   static double sum(reg v) {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));

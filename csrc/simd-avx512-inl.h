@@ -17,16 +17,23 @@ struct Vec<float> {
   static reg load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, reg v) { _mm512_storeu_ps(p, v); }
   static reg load_part(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static reg load_between(const float* p, int from, int to) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(first(to) & ~first(from)), p);
+  }
   static void store_part(float* p, reg v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
   static reg keep(reg v) {
     asm("" : "+v"(v));
     return v;
   }
   static reg add(reg a, reg b) { return _mm512_add_ps(a, b); }
-  static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
   static reg relu(reg v) { return _mm512_max_ps(zero(), v); }  // of a NaN and zero the second operand
+  static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
   static reg gate(reg v, reg activated) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(activated, zero(), _CMP_NLE_UQ), v);
+  }
+  static reg even(reg a, reg b) {
+    const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, from, b);
   }
   static float sum(reg v) { return _mm512_reduce_add_ps(v); }
 
@@ -95,16 +102,22 @@ struct Vec<double> {
   static reg load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, reg v) { _mm512_storeu_pd(p, v); }
   static reg load_part(const double* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
+  static reg load_between(const double* p, int from, int to) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(first(to) & ~first(from)), p);
+  }
   static void store_part(double* p, reg v, int n) { _mm512_mask_storeu_pd(p, first(n), v); }
   static reg keep(reg v) {
     asm("" : "+v"(v));
     return v;
   }
   static reg add(reg a, reg b) { return _mm512_add_pd(a, b); }
-  static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
   static reg relu(reg v) { return _mm512_max_pd(zero(), v); }  // of a NaN and zero the second operand
+  static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
   static reg gate(reg v, reg activated) {
     return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(activated, zero(), _CMP_NLE_UQ), v);
+  }
+  static reg even(reg a, reg b) {
+    return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
   }
   static double sum(reg v) { return _mm512_reduce_add_pd(v); }
 

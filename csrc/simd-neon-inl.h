@@ -21,6 +21,11 @@ struct Vec<float> {
     const reg v = vcombine_f32(vld1_f32(p), vdup_n_f32(0));
     return n == 3 ? vld1q_lane_f32(p + 2, v, 2) : v;
   }
+  static reg load_between(const float* p, int from, int to) {
+    reg v = zero();
+    for (int i = from; i < to; ++i) v[i] = p[i];
+    return v;
+  }
   static void store_part(float* p, reg v, int n) {
     if (n >= 4) return store(p, v);
     if (n >= 2) vst1_f32(p, vget_low_f32(v));
@@ -32,11 +37,12 @@ struct Vec<float> {
     return v;
   }
   static reg add(reg a, reg b) { return vaddq_f32(a, b); }
+  static reg relu(reg v) { return vmaxq_f32(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
-  static reg relu(reg v) { return vmaxq_f32(v, zero()); }  // of a NaN and zero NaN
   static reg gate(reg v, reg activated) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcleq_f32(activated, zero())));
   }
+  static reg even(reg a, reg b) { return vuzp1q_f32(a, b); }
   static float sum(reg v) { return vaddvq_f32(v); }
 
   static void add_sums(float* out, const reg (&p)[4], int n = 4) {
@@ -71,6 +77,11 @@ struct Vec<double> {
     if (n >= 2) return load(p);
     return n == 1 ? vld1q_lane_f64(p, zero(), 0) : zero();
   }
+  static reg load_between(const double* p, int from, int to) {
+    reg v = zero();
+    for (int i = from; i < to; ++i) v[i] = p[i];
+    return v;
+  }
   static void store_part(double* p, reg v, int n) {
     if (n >= 2) return store(p, v);
     if (n == 1) vst1q_lane_f64(p, v, 0);
@@ -80,11 +91,12 @@ struct Vec<double> {
     return v;
   }
   static reg add(reg a, reg b) { return vaddq_f64(a, b); }
+  static reg relu(reg v) { return vmaxq_f64(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f64(c, a, b); }
-  static reg relu(reg v) { return vmaxq_f64(v, zero()); }  // of a NaN and zero NaN
   static reg gate(reg v, reg activated) {
     return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(v), vcleq_f64(activated, zero())));
   }
+  static reg even(reg a, reg b) { return vuzp1q_f64(a, b); }
   static double sum(reg v) { return vaddvq_f64(v); }
 
   static void add_sums(double* out, const reg (&p)[4], int n = 4) {

@@ -33,6 +33,11 @@ struct Vec {
     for (int i = 0; i < n; ++i) v[i] = p[i];
     return v;
   }
+  static reg load_between(const T* p, int from, int to) {  // zero outside of lanes [from, to), and nothing read there
+    reg v{};
+    for (int i = from; i < to; ++i) v[i] = p[i];
+    return v;
+  }
   static void store_part(T* p, reg v, int n) {  // the first n values; writes nothing beyond them
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }
@@ -40,13 +45,18 @@ struct Vec {
     return v;
   }  // v in a register: stops a load from being repeated as the operand of two instructions
   static reg add(reg a, reg b) { return a + b; }
-  static reg fma(reg a, reg b, reg c) { return a * b + c; }
   static reg relu(reg v) {  // max(v, 0); NaN stays NaN
-    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? 0 : v[i];
+    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? T(0) : v[i];
     return v;
   }
+  static reg fma(reg a, reg b, reg c) { return a * b + c; }
   static reg gate(reg v, reg activated) {  // v where a ReLU that gave `activated` passes a gradient on, which NaN does
     for (int i = 0; i < kLanes; ++i) v[i] = activated[i] <= 0 ? 0 : v[i];
+    return v;
+  }
+  static reg even(reg a, reg b) {  // lanes 0, 2, 4, ... of a followed by b
+    reg v{};
+    for (int i = 0; i < kLanes / 2; ++i) v[i] = a[2 * i], v[kLanes / 2 + i] = b[2 * i];
     return v;
   }
   static T sum(reg v) {

@@ -57,6 +57,7 @@ void fill(Kernels<T>& k) {
   k.bsr_gemv = &bsr_gemv<T>;
   k.transpose = &transpose<T>;
   k.copy_runs = &copy_runs<T>;
+  k.shift_rows = &shift_rows<T>;
   k.sum = &sum<T>;
   k.gate = &gate<T>;
   k.add_runs = &add_runs<T>;

@@ -174,6 +174,7 @@ def csr_conv2d_forward(
     out_h: int,
     out_w: int,
     feature_major: int,
+    relu: int,
     index_bits: int,
     dtype: int,
     threads: int,
@@ -182,7 +183,7 @@ def csr_conv2d_forward(
 
     Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR
     with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of
-    the row's group. Padding is zeros, the same on opposite sides.
+    the row's group. Padding is zeros, the same on opposite sides. With ``relu`` 1 y is max(y, 0), NaN where y is NaN.
     """
 
 def bsr_conv2d_forward(
@@ -210,12 +211,13 @@ def bsr_conv2d_forward(
     out_h: int,
     out_w: int,
     feature_major: int,
+    relu: int,
     block_rows: int,
     block_cols: int,
     dtype: int,
     threads: int,
 ) -> None:
-    """y = conv2d(x, W) + bias, ``x``, ``y`` and the columns of W as in csr_conv2d_forward.
+    """y = conv2d(x, W) + bias, ``x``, ``y``, ``relu`` and the columns of W as in csr_conv2d_forward.
 
     W is BSR: blocks are cut from its matrix ``[out_channels, channels / groups * kernel_h * kernel_w]`` and may reach
     over its edges. A NaN or infinity in ``x`` reaches all output channels of the blocks that hold the column which

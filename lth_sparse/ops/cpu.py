@@ -101,10 +101,10 @@ def _conv2d(
     x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *tail[-5:-3]), in_feature_major)
-    tail.insert(-3, in_feature_major)
+    tail[-3:-3] = in_feature_major, relu
     pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
-    return y.relu_() if relu else y
+    return y
 
 
 def _conv2d_backward(

@@ -85,9 +85,9 @@ def _conv2d(
     sizes = schemas.conv_sizes(x, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
     pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
-    tail = [in_feature_major, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    tail = [in_feature_major, relu, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_forward(*(pointers + sizes + tail))
-    return y.relu_() if relu else y
+    return y
 
 
 def _conv2d_backward(

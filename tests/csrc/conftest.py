@@ -191,14 +191,14 @@ class Conv(Index):
             *self.stride, *self.padding, *self.dilation, *self.out(x),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int) -> Tensor:
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int, relu: bool = False) -> Tensor:
         """y has the format of x: feature-major or contiguous."""
         y = poisoned((x.shape[0], self.rows, *self.out(x)), x.dtype)
         if is_feature_major(x):
             y = feature_major(y)
         _C.csr_conv2d_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
-            *self.sizes(x), is_feature_major(x), self.bits, int(x.dtype == torch.float64), threads,
+            *self.sizes(x), is_feature_major(x), relu, self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return y
 

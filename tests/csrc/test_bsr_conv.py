@@ -25,11 +25,21 @@ CASES = {
     "groups that blocks straddle": (3, 6, 8, 7, 9, (3, 3), (1, 1), (1, 1), (1, 1), 3),
     "groups of whole blocks": (3, 8, 8, 7, 32, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     "dilated": (2, 4, 9, 9, 6, (3, 2), (1, 2), (3, 1), (2, 3), 1),
+    "wide": (3, 5, 12, 32, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "wide, odd": (2, 6, 9, 37, 12, (3, 3), (1, 1), (1, 1), (1, 2), 3),
     "no images": (0, 3, 6, 6, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }
 
 
-def forward(layout: BSR, x: Tensor, values: Tensor, bias: Tensor | None, conv: tuple[Any, ...], threads: int) -> Tensor:
+def forward(
+    layout: BSR,
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    conv: tuple[Any, ...],
+    threads: int,
+    relu: bool = False,
+) -> Tensor:
     """y in the format of x, poisoned before the call."""
     stride, padding, dilation, groups = conv
     rows, _, *kernel = layout.shape
@@ -39,7 +49,7 @@ def forward(layout: BSR, x: Tensor, values: Tensor, bias: Tensor | None, conv: t
     _C.bsr_conv2d_forward(
         x.data_ptr(), values.data_ptr(), layout.value_mask.data_ptr(), 0 if bias is None else bias.data_ptr(),
         y.data_ptr(), layout.crow_indices.data_ptr(), layout.col_indices.data_ptr(),
-        *x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out, is_feature_major(x),
+        *x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *out, is_feature_major(x), relu,
         *layout.block, int(x.dtype == torch.float64), threads,
     )  # fmt: skip
     return y
@@ -59,6 +69,7 @@ def test_equals_the_masked_dense_layer(near: Any, isa: str, case: str, block: tu
         weight = layout.scatter(values).double() * mask
         truth = F.conv2d(x.double(), weight, bias.double(), *conv)
         near(forward(layout, x, values, bias, tuple(conv), threads), truth)
+        near(forward(layout, x, values, bias, tuple(conv), threads, relu=True), truth.relu())
         y = forward(layout, feature_major(x), values, None, tuple(conv), threads)
         assert is_feature_major(y) == is_feature_major(feature_major(x))
         near(y, truth - bias.double()[:, None, None])
@@ -82,7 +93,7 @@ def test_an_impossible_argument_is_named(changed: dict[str, int]) -> None:
     )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "dtype": 0, "threads": 1}
-    given |= {"block_rows": 2, "block_cols": 2, "feature_major": False}
+    given |= {"block_rows": 2, "block_cols": 2, "feature_major": False, "relu": False}
     name = "channels" if "groups" in changed else next(iter(changed))
     with pytest.raises(ValueError, match=f"{name}: expected"):
         _C.bsr_conv2d_forward(**{**given, **changed})

@@ -36,6 +36,12 @@ CASES = {
     "padding over kernel": (2, 3, 6, 6, 4, (3, 3), (1, 3), (5, 6), (2, 1), 1),
     "as large as the image": (1, 3, 5, 5, 4, (5, 5), (1, 1), (0, 0), (1, 1), 1),
     "7x7, stride 3": (2, 5, 17, 19, 7, (7, 7), (3, 3), (4, 4), (1, 1), 1),
+    "wide": (2, 20, 24, 32, 9, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "wide, odd": (3, 6, 11, 37, 10, (3, 5), (1, 1), (0, 2), (2, 1), 2),
+    "wide, strided": (2, 9, 20, 45, 6, (3, 3), (2, 2), (1, 1), (1, 2), 3),
+    "wide, depthwise": (3, 8, 16, 16, 8, (3, 3), (1, 1), (1, 1), (1, 1), 8),
+    "wide, padding over kernel": (1, 3, 5, 33, 4, (3, 3), (1, 1), (4, 5), (1, 1), 1),
+    "wide 1x1": (5, 12, 14, 14, 10, (1, 1), (1, 1), (0, 0), (1, 1), 1),
     "no images": (0, 3, 6, 6, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }
 
@@ -81,6 +87,46 @@ def test_any_number_of_images_in_both_formats(conv: Any, near: Any, isa: str, ca
     for threads in (1, 3):
         near(layer.forward(x, values, bias, threads), truth)
         near(layer.forward(feature_major(x), values, bias, threads), truth)
+
+
+@pytest.mark.parametrize("n", [17, 20, 40, 60, 100])
+@pytest.mark.parametrize("case", ["wider than one strip", "wide", "unequal", "1x1"])
+def test_feature_major_images_that_leave_their_last_vector_partly_empty(
+    conv: Any, near: Any, variant: Any, case: str, n: int
+) -> None:
+    layer, x, values, bias, _ = problem(conv, case, 0.3, variant.index_bits, variant.dtype)
+    x = torch.randn(n, *x.shape[1:], dtype=variant.dtype)
+    truth = layer.truth(torch.zeros(n, layer.rows, *layer.out(x)), x, values, bias)[0]
+    near(layer.forward(feature_major(x), values, bias, variant.threads), truth)
+
+
+@pytest.mark.parametrize(
+    "case", ["3x3", "full images", "wide", "wide, strided", "many images", "wide 1x1", "depthwise"]
+)
+def test_relu_is_that_of_torch_and_keeps_nan(conv: Any, near: Any, variant: Any, case: str) -> None:
+    layer, x, values, bias, grad = problem(conv, case, 0.3, variant.index_bits, variant.dtype)
+    truth = layer.truth(grad, x, values, bias)[0].relu()
+    for given in (x, feature_major(x)):
+        y = layer.forward(given, values, bias, variant.threads, relu=True)
+        near(y, truth)
+        assert y.min() == 0
+        spoiled = given.clone()
+        spoiled[0, 0, 0, 0] = float("nan")
+        y = layer.forward(spoiled, values, bias, variant.threads)
+        assert torch.equal(layer.forward(spoiled, values, bias, variant.threads, relu=True).isnan(), y.isnan())
+
+
+@pytest.mark.parametrize("density", [0.1, 0.6])
+@pytest.mark.parametrize("width", [31, 48])
+def test_one_image_at_a_time_in_several_bands_and_blocks(
+    conv: Any, near: Any, variant: Any, width: int, density: float
+) -> None:
+    layer = conv(torch.rand(20, 70, 3, 3) < density, variant.index_bits, (1, 1), (1, 1))
+    x = torch.randn(2, 70, 50, width, dtype=variant.dtype)
+    values, bias = torch.randn(layer.nnz, dtype=variant.dtype), torch.randn(20, dtype=variant.dtype)
+    truth = layer.truth(torch.zeros(2, 20, 50, width), x, values, bias)[0]
+    near(layer.forward(x, values, bias, variant.threads), truth)
+    near(layer.forward(x, values, None, variant.threads, relu=True), (truth - bias.double()[:, None, None]).relu())
 
 
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
@@ -174,7 +220,9 @@ def test_more_threads_than_rows_share_the_channels(conv: Any, near: Any, isa: st
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@pytest.mark.parametrize("case", ["3x3", "strided", "even kernel", "depthwise", "dilated", "padding over kernel"])
+@pytest.mark.parametrize(
+    "case", ["3x3", "strided", "even kernel", "depthwise", "dilated", "padding over kernel", "wide", "wide, strided"]
+)
 def test_a_nan_in_x_reaches_only_the_outputs_that_read_it(conv: Any, variant: Any, case: str, poison: float) -> None:
     layer, x, values, bias, grad = problem(conv, case, 0.4, variant.index_bits, variant.dtype)
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
@@ -264,6 +312,6 @@ def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) 
     )
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "index_bits": 16, "dtype": 0, "threads": 1}
-    given |= {"feature_major": False}
+    given |= {"feature_major": False, "relu": False}
     with pytest.raises(ValueError, match=message):
         _C.csr_conv2d_forward(**{**given, **changed})

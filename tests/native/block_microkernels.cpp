@@ -30,6 +30,7 @@ void check_bsr_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, in
   for (const Shape& shape : shapes(lanes)) {
     for (int turn = 0; turn < 8; ++turn) {
       const bool accumulate = turn & 1, biased = turn & 2, placed = turn & 4, transposed = random.below(2) == 1;
+      const bool relu = random.below(2) == 1, apart = accumulate && random.below(2) == 1, partly = random.below(2) == 1;
       const int64_t width = turn % 3 == 0 ? 1 : 1 + random.below(4), panels = random.below(6);
       const int64_t panel_rows = rows + random.below(3), prefetch = random.below(2) * panel_rows * width;
       const int64_t x_pitch = width == 1 ? 0 : (shape.unit == 1 ? 3 : lanes + random.below(3));
@@ -48,19 +49,24 @@ void check_bsr_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, in
       const int64_t out_rows = panels == 0 ? 0 : (panels - 1) * panel_rows + rows;
       const Array<T> values(entries * entry), bias(out_rows);
       const Array<T> y(panels == 0 ? 0 : (out_rows - 1) * shape.pitch + lanes), before(y.size());
-      for (const Array<T>* a : {&x, &values, &bias, &before}) random.fill(*a);
-      if (accumulate) copy(y, before);
+      const Array<T> from(apart && panels > 0 ? (out_rows - 1) * (lanes + 1) + lanes : 0);
+      for (const Array<T>* a : {&x, &values, &bias, &before, &from}) random.fill(*a);
+      const bool in_place = accumulate && !apart;
+      if (in_place) copy(y, before);
+      Place place[kMaxTile];
+      for (int64_t i = 0; i < tile; ++i) place[i] = {i * k.lanes, partly ? random.below(k.lanes + 1) : k.lanes};
       kernel({x.data(), offset.data(), shape.unit, width, x_pitch, values.data(), placed ? position.data() : nullptr,
               entry, row_stride, column_stride, prefetch, w.begin.data(), w.end.data(), panels, panel_rows,
-              biased ? bias.data() : nullptr, accumulate, y.data(), shape.pitch});
+              biased ? bias.data() : nullptr, accumulate, y.data(), shape.pitch, apart ? from.data() : nullptr,
+              lanes + 1, partly ? place : nullptr, relu});
       for (int64_t i = 0; i < y.size(); ++i) {
         const int64_t r = i / shape.pitch, lane = i % shape.pitch, p = r / panel_rows, in = r % panel_rows;
-        if (lane >= lanes || in >= rows) {
-          expect_gap(y[i], before[i], accumulate, "y", r);
+        if (lane >= lanes || in >= rows || lane % k.lanes >= place[lane / k.lanes].lanes) {
+          expect_gap(y[i], before[i], in_place, "y", r);
           continue;
         }
         Sum sum;
-        sum.add(accumulate ? before[i] : biased ? bias[r] : T(0));
+        sum.add(apart ? from[r * (lanes + 1) + lane] : accumulate ? before[i] : biased ? bias[r] : T(0));
         for (int32_t n = w.begin[p]; n < w.end[p]; ++n) {
           const int64_t at = (placed ? position[n] : n) * entry + in * row_stride;
           for (int64_t j = 0; j < width; ++j) {
@@ -68,6 +74,7 @@ void check_bsr_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, in
                     x[offset[n] * shape.unit + j * x_pitch + lane]);
           }
         }
+        if (relu) sum.relu();
         expect_sum(y[i], sum, "y", r, lane);
       }
     }

@@ -77,6 +77,9 @@ const Case kCases[] = {
     {5, 6, 6, 5, 9, 3, 3, 3, 1, 1, 1, 1, 1, 1, .5},
     {20, 6, 7, 7, 6, 6, 3, 3, 1, 1, 1, 1, 1, 1, .6},
     {4, 8, 6, 5, 32, 2, 3, 3, 1, 1, 1, 1, 1, 1, .3},  // groups of whole blocks
+    {2, 9, 12, 32, 10, 1, 3, 3, 1, 1, 1, 1, 1, 1, .1},  // rows so wide that they are shifted rather than transposed
+    {3, 6, 9, 33, 8, 2, 3, 5, 1, 1, 1, 2, 2, 1, .2},
+    {1, 40, 30, 33, 6, 1, 3, 3, 2, 2, 1, 1, 1, 1, .1},
 };
 
 int64_t columns_of(const ConvSizes& s) { return s.channels / s.groups * s.kernel_h * s.kernel_w; }
@@ -103,8 +106,8 @@ struct CsrLayer {
     }
     return all;
   }
-  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, int threads) const {
-    csr_conv2d_forward<T, Index>(s, x, values.data(), bias, y, w.crow.data(), w.col.data(), threads);
+  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, bool relu, int threads) const {
+    csr_conv2d_forward<T, Index>(s, x, values.data(), bias, y, w.crow.data(), w.col.data(), relu, threads);
   }
   void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
                 bool x_major, int threads) const {
@@ -125,8 +128,8 @@ struct BsrLayer {
     w.each_live([&](int64_t at, int64_t row, int64_t col) { all.push_back({at, row, col}); });
     return all;
   }
-  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, int threads) const {
-    bsr_conv2d_forward<T>(s, x, w.weight(), bias, y, threads);
+  void forward(const ConvSizes& s, const T* x, const T* bias, T* y, bool relu, int threads) const {
+    bsr_conv2d_forward<T>(s, x, w.weight(), bias, y, relu, threads);
   }
   void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
                 bool x_major, int threads) const {
@@ -194,16 +197,18 @@ void check_layer(const ConvSizes& sizes, const Layer& layer, Random& random, int
     for (int threads = first_threads; threads <= last_threads; ++threads) {
       const int wanted = 1 + static_cast<int>(random.below(7)), formats = s.n < 2 ? 0 : int(random.below(8));
       const bool y_major = formats & 1, grad_major = formats & 2, x_major = formats & 4, biased = random.below(2) == 1;
-      begin_case("%s %s %s threads %d wanted %d feature-major: forward %d grad %d x %d", name, type_name<T>(), isa,
-                 threads, wanted, y_major, grad_major, x_major);
+      const bool relu = random.below(2) == 1;
+      begin_case("%s %s %s threads %d wanted %d feature-major: forward %d grad %d x %d relu %d", name,
+                 type_name<T>(), isa, threads, wanted, y_major, grad_major, x_major, relu);
       const Array<T> y(grad.size());
       s.feature_major = y_major;
       to_format(x, s.n, y_major, x_in);
       poison_scratch();
-      layer.forward(s, x_in.data(), biased ? bias.data() : nullptr, y.data(), threads);
+      layer.forward(s, x_in.data(), biased ? bias.data() : nullptr, y.data(), relu, threads);
       for (int64_t i = 0; i < y.size(); ++i) {
         Sum sum = right.y[static_cast<size_t>(i)];
         if (biased) sum.add(bias[i / (s.out_h * s.out_w) % s.out_channels]);
+        if (relu) sum.relu();
         expect_sum(y[place(i, s.n, y.size(), y_major)], sum, "y", i);
       }
 
@@ -265,7 +270,7 @@ void check_isolation(const ConvSizes& sizes, const Layer& layer, const char* nam
       begin_case("%s isolation %s %s feature-major %d", name, type_name<T>(), isa, major);
       s.feature_major = major;
       to_format(x, s.n, major, x_in), to_format(grad, s.n, major, grad_in);
-      layer.forward(s, x_in.data(), nullptr, y.data(), 2);
+      layer.forward(s, x_in.data(), nullptr, y.data(), false, 2);
       s.feature_major = false;
       layer.backward(s, grad_in.data(), nullptr, dx.data(), nullptr, nullptr, major, major, 2);
       for (int64_t i = 0; i < size; ++i) {

@@ -5,6 +5,7 @@
 // sanitizers. A part is a function in main.cpp's list; a check that fails prints its case and makes the exit status 1.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -95,6 +96,7 @@ struct Sum {
     magnitude += std::fabs(term);
     ++terms;
   }
+  void relu() { value = std::max(value, 0.0); }  // rounding moves no value further than it moved the sum
 };
 
 template <class T>

@@ -15,14 +15,16 @@ void check_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int ti
   Random random(static_cast<uint64_t>(tile));
   for (const Shape& shape : shapes(width)) {
     for (int flags = 0; flags < 8; ++flags) {
-      const bool accumulate = flags & 1, biased = flags & 2, stepped = flags & 4;
-      const bool apart = accumulate && (biased || stepped);  // what is added to lies elsewhere
-      const int64_t rows = (flags * 5 + tile) % 8, step = stepped ? k.lanes + flags % 3 : k.lanes;
-      const int64_t pitch = stepped ? tile * step : shape.pitch;
-      begin_case("%s_csr_spmm_%dx%d_%s__%s rows %d unit %d pitch %d accumulate %d apart %d bias %d step %d",
+      const bool accumulate = flags & 1, biased = flags & 2, placed = flags & 4, relu = random.below(2) == 1;
+      const bool apart = accumulate && (biased || placed);  // what is added to lies elsewhere
+      const int64_t rows = (flags * 5 + tile) % 8, step = placed ? k.lanes + flags % 3 : k.lanes;
+      const int64_t pitch = placed ? tile * step : shape.pitch;
+      begin_case("%s_csr_spmm_%dx%d_%s__%s rows %d unit %d pitch %d accumulate %d apart %d bias %d step %d relu %d",
                  type_name<T>(), tile, static_cast<int>(k.lanes), type_name<Index>(), isa, static_cast<int>(rows),
                  static_cast<int>(shape.unit), static_cast<int>(pitch), accumulate, apart, biased,
-                 static_cast<int>(step));
+                 static_cast<int>(step), relu);
+      Place place[kMaxTile];
+      for (int64_t i = 0; i < tile; ++i) place[i] = {i * step, placed ? random.below(k.lanes + 1) : k.lanes};
       const Rows w = Rows::of(random, rows);
       const Array<Index> offset(w.nnz);
       const int64_t largest = fill_offsets(random, offset, 17);
@@ -34,10 +36,10 @@ void check_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int ti
       if (in_place) std::memcpy(y.data(), before.data(), static_cast<size_t>(y.size()) * sizeof(T));
       ops.spmm[tile]({x.data(), offset.data(), shape.unit, values.data(), w.begin.data(), w.end.data(), rows,
                       biased ? bias.data() : nullptr, accumulate, y.data(), pitch, apart ? from.data() : nullptr,
-                      shape.pitch, stepped ? step : 0});
+                      shape.pitch, placed ? place : nullptr, relu});
       for (int64_t i = 0; i < y.size(); ++i) {
         const int64_t r = i / pitch, at = i % pitch, lane = at / step * k.lanes + at % step;
-        if (at >= tile * step || at % step >= k.lanes) {
+        if (at >= tile * step || at % step >= place[at / step].lanes) {
           if (in_place ? y[i] != before[i] : !is_poison(y[i])) fail("a gap of y was written, row %d", int(r));
           continue;
         }
@@ -45,6 +47,7 @@ void check_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, int ti
         sum.add(apart ? from[r * shape.pitch + lane] : accumulate ? before[i] : biased ? bias[r] : T(0));
         for (int32_t n = w.begin[r]; n < w.end[r]; ++n)
           sum.add(static_cast<double>(values[n]) * x[offset[n] * shape.unit + lane]);
+        if (relu) sum.relu();
         expect_sum(y[i], sum, "y", r, lane);
       }
     }
@@ -281,6 +284,49 @@ void check_copy_runs(const Kernels<T>& k, const char* isa) {
 }
 
 template <class T>
+void check_shift_rows(const Kernels<T>& k, const char* isa) {
+  Random random(14);
+  for (int64_t wide = 1; wide <= 3 * k.lanes; ++wide) {
+    for (int turn = 0; turn < 6; ++turn) {
+      const int64_t count = turn == 0 ? wide : random.below(wide + 1), lead = random.below(wide - count + 1);
+      const int64_t step = turn < 4 ? 1 : turn - 2, rows = random.below(4);
+      const int64_t read = count == 0 ? 0 : (count - 1) * step + 1;
+      const int64_t src_pitch = read + random.below(2), dst_pitch = wide + (turn == 0 ? 0 : random.below(3));
+      begin_case("%s shift_rows %s rows %d wide %d lead %d count %d step %d pitches %d %d", type_name<T>(), isa,
+                 int(rows), int(wide), int(lead), int(count), int(step), int(src_pitch), int(dst_pitch));
+      const Array<T> src(rows == 0 ? 0 : (rows - 1) * src_pitch + read);
+      const Array<T> dst(rows == 0 ? 0 : (rows - 1) * dst_pitch + wide);
+      random.fill(src);
+      k.shift_rows(src.data(), src_pitch, rows, lead, count, step, dst.data(), dst_pitch, wide);
+      for (int64_t i = 0; i < dst.size(); ++i) {
+        const int64_t r = i / dst_pitch, at = i % dst_pitch, from = at - lead;
+        if (at >= wide) {
+          if (!is_poison(dst[i])) fail("a gap was written at [%d, %d]", int(r), int(at));
+        } else {
+          expect_equal(dst[i], from >= 0 && from < count ? src[r * src_pitch + from * step] : T(0), "shifted", r, at);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void check_relu(const Kernels<T>& k, const char* isa) {
+  begin_case("%s relu of a NaN %s", type_name<T>(), isa);
+  const T x[] = {std::numeric_limits<T>::quiet_NaN(), T(-1), T(2), -std::numeric_limits<T>::infinity()};
+  const int32_t begin = 0, end = 0;
+  const Array<T> from(k.lanes), y(k.lanes);
+  for (int64_t i = 0; i < k.lanes; ++i) from[i] = x[i % 4];
+  SpmmArgs<T, int32_t> args{};
+  args.begin = &begin, args.end = &end, args.rows = 1, args.accumulate = args.relu = true;
+  args.from = from.data(), args.y = y.data();
+  k.i32.spmm[1](args);
+  for (int64_t i = 0; i < k.lanes; ++i) {
+    if (i % 4 == 0 ? !std::isnan(y[i]) : y[i] != std::max(x[i % 4], T(0))) fail("y[%d] is %g", int(i), double(y[i]));
+  }
+}
+
+template <class T>
 void check_add_runs(const Kernels<T>& k, const char* isa) {
   Random random(13);
   for (int64_t n = 0; n <= 5 * k.lanes; ++n) {
@@ -310,6 +356,8 @@ void check_table(const Kernels<T>& k, const char* isa) {
   check_transpose(k, isa);
   check_sum(k, isa);
   check_copy_runs(k, isa);
+  check_shift_rows(k, isa);
+  check_relu(k, isa);
   check_add_runs(k, isa);
   check_block_kernels(k, isa);
 #define LTH_MICROKERNEL(op, tile)  \
