@@ -24,6 +24,10 @@ struct Vec<float> {
   }
   static reg add(reg a, reg b) { return _mm512_add_ps(a, b); }
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static reg relu(reg v) { return _mm512_max_ps(zero(), v); }  // of a NaN and zero the second operand
+  static reg gate(reg v, reg activated) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(activated, zero(), _CMP_NLE_UQ), v);
+  }
   static float sum(reg v) { return _mm512_reduce_add_ps(v); }
 
   static void add_sums(float* out, const reg (&p)[4], int n = 4) {
@@ -98,6 +102,10 @@ struct Vec<double> {
   }
   static reg add(reg a, reg b) { return _mm512_add_pd(a, b); }
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static reg relu(reg v) { return _mm512_max_pd(zero(), v); }  // of a NaN and zero the second operand
+  static reg gate(reg v, reg activated) {
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(activated, zero(), _CMP_NLE_UQ), v);
+  }
   static double sum(reg v) { return _mm512_reduce_add_pd(v); }
 
   static void add_sums(double* out, const reg (&p)[4], int n = 4) {

@@ -41,6 +41,14 @@ struct Vec {
   }  // v in a register: stops a load from being repeated as the operand of two instructions
   static reg add(reg a, reg b) { return a + b; }
   static reg fma(reg a, reg b, reg c) { return a * b + c; }
+  static reg relu(reg v) {  // max(v, 0); NaN stays NaN
+    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? 0 : v[i];
+    return v;
+  }
+  static reg gate(reg v, reg activated) {  // v where a ReLU that gave `activated` passes a gradient on, which NaN does
+    for (int i = 0; i < kLanes; ++i) v[i] = activated[i] <= 0 ? 0 : v[i];
+    return v;
+  }
   static T sum(reg v) {
     T s = v[0];
     for (int i = 1; i < kLanes; ++i) s += v[i];
