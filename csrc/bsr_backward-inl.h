@@ -19,8 +19,11 @@ void bsr_backward(const BsrBackwardArgs<T, Index>& a) {
     reg x[Tile], dx[Tile];
 #pragma GCC unroll 8
     for (int t = 0; t < Tile; ++t) {
-      x[t] = V::load(xc + t * V::kLanes);
-      dx[t] = WantDx && a.accumulate ? V::load(dxc + t * V::kLanes) : V::zero();
+      const bool part = t == Tile - 1 && a.tail != 0;
+      x[t] = part ? V::load_part(xc + t * V::kLanes, a.tail) : V::load(xc + t * V::kLanes);
+      dx[t] = V::zero();
+      if (WantDx && a.accumulate)
+        dx[t] = part ? V::load_part(dxc + t * V::kLanes, a.tail) : V::load(dxc + t * V::kLanes);
     }
     const int64_t end = a.end[c];
     for (int64_t k = a.begin[c]; k < end; ++k) {
@@ -60,7 +63,12 @@ void bsr_backward(const BsrBackwardArgs<T, Index>& a) {
     }
     if (WantDx) {
 #pragma GCC unroll 8
-      for (int t = 0; t < Tile; ++t) V::store(dxc + t * V::kLanes, dx[t]);
+      for (int t = 0; t < Tile; ++t) {
+        if (t == Tile - 1 && a.tail != 0)
+          V::store_part(dxc + t * V::kLanes, dx[t], a.tail);
+        else
+          V::store(dxc + t * V::kLanes, dx[t]);
+      }
     }
   }
 }

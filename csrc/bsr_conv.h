@@ -16,7 +16,8 @@ void bsr_conv2d_forward(const ConvSizes& sizes, const T* x, const BsrWeight<T>& 
 // Gradients with respect to x, values and bias, given that of y; any of the three may be null. Formats as in
 // csr_conv2d_backward. Reads ccol, row and perm of w.
 template <class T>
-void bsr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const BsrWeight<T>& w, T* dx, T* dvalues,
-                         T* dbias, bool grad_feature_major, bool x_feature_major, int threads);
+void bsr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* activated, const T* x,
+                         const BsrWeight<T>& w, T* dx, T* dvalues, T* dbias, bool grad_feature_major,
+                         bool x_feature_major, int threads);
 
 }  // namespace lth

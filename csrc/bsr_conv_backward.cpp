@@ -30,8 +30,8 @@ void list(const BsrWeight<T>& w, int64_t rows, int64_t cols, int32_t* ccol, int3
 }
 
 template <int Rows, class T>
-void with_entries(const ConvSizes& s, const T* grad, const T* x, const BsrWeight<T>& w, T* dx, T* dvalues, T* dbias,
-                  bool grad_feature_major, bool x_feature_major, int threads) {
+void with_entries(const ConvSizes& s, const T* grad, const T* activated, const T* x, const BsrWeight<T>& w, T* dx,
+                  T* dvalues, T* dbias, bool grad_feature_major, bool x_feature_major, int threads) {
   const int64_t cols = s.channels / s.groups * s.kernel_h * s.kernel_w;
   const int64_t most = w.ccol[ceil_div(cols, w.c)] * w.c * (w.r / Rows);
   Plan plan;
@@ -41,7 +41,7 @@ void with_entries(const ConvSizes& s, const T* grad, const T* x, const BsrWeight
   const Scratch scratch(plan);
   int32_t* const ccol = scratch.at<int32_t>(ccol_at);
   list<Rows>(w, s.out_channels, cols, ccol, scratch.at<int32_t>(row_at), scratch.at<int32_t>(perm_at));
-  backward<Rows>(s, grad, x, dx, dvalues, dbias,
+  backward<Rows>(s, grad, activated, x, dx, dvalues, dbias,
                  Transposed<T, int32_t>{ccol, scratch.at<int32_t>(row_at), scratch.at<int32_t>(perm_at), w.values,
                                         w.mask, w.c},
                  ccol[cols], grad_feature_major, x_feature_major, threads);
@@ -50,8 +50,9 @@ void with_entries(const ConvSizes& s, const T* grad, const T* x, const BsrWeight
 }  // namespace
 
 template <class T>
-void bsr_conv2d_backward(const ConvSizes& s, const T* grad, const T* x, const BsrWeight<T>& w, T* dx, T* dvalues,
-                         T* dbias, bool grad_feature_major, bool x_feature_major, int threads) {
+void bsr_conv2d_backward(const ConvSizes& s, const T* grad, const T* activated, const T* x,
+                         const BsrWeight<T>& w, T* dx, T* dvalues, T* dbias, bool grad_feature_major,
+                         bool x_feature_major, int threads) {
   if (dvalues != nullptr) {  // those that are masked or lie over the edge stay zero
     const int64_t cols = s.channels / s.groups * s.kernel_h * s.kernel_w;
     std::memset(dvalues, 0, static_cast<size_t>(w.ccol[ceil_div(cols, w.c)] * w.r * w.c) * sizeof(T));
@@ -59,14 +60,14 @@ void bsr_conv2d_backward(const ConvSizes& s, const T* grad, const T* x, const Bs
   // Entries of several output channels have kernels for both gradients and for dW alone.
   const bool panels = w.r % kPanel == 0 && (s.groups == 1 || s.out_channels / s.groups % kPanel == 0);
   if (panels && dvalues != nullptr)
-    with_entries<kPanel>(s, grad, x, w, dx, dvalues, dbias, grad_feature_major, x_feature_major, threads);
+    with_entries<kPanel>(s, grad, activated, x, w, dx, dvalues, dbias, grad_feature_major, x_feature_major, threads);
   else
-    with_entries<1>(s, grad, x, w, dx, dvalues, dbias, grad_feature_major, x_feature_major, threads);
+    with_entries<1>(s, grad, activated, x, w, dx, dvalues, dbias, grad_feature_major, x_feature_major, threads);
 }
 
-#define LTH_INSTANTIATE(T)                                                                                       \
-  template void bsr_conv2d_backward<T>(const ConvSizes&, const T*, const T*, const BsrWeight<T>&, T*, T*, T*, bool, \
-                                       bool, int);
+#define LTH_INSTANTIATE(T)                                                                                        \
+  template void bsr_conv2d_backward<T>(const ConvSizes&, const T*, const T*, const T*, const BsrWeight<T>&, T*, T*, \
+                                       T*, bool, bool, int);
 LTH_INSTANTIATE(float)
 LTH_INSTANTIATE(double)
 

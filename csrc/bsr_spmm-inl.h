@@ -61,13 +61,6 @@ void bsr_spmm(const BsrSpmmArgs<T, Index>& a) {
           bsr_column<T, R, Tile>(v, row_stride, x, acc);
       }
     }
-    if (a.relu) {
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-        for (int t = 0; t < Tile; ++t) acc[i][t] = V::relu(acc[i][t]);
-      }
-    }
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) store_tile<T, Tile>(acc[i], a.relu, a.place, y + i * a.y_pitch);
   }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "conv_bands.h"
+#include "conv_dy.h"
 #include "conv_geometry.h"
 #include "conv_transposed.h"
 #include "csr_conv.h"
@@ -18,37 +19,8 @@
 namespace lth {
 
 constexpr int64_t kChannelCost = 4;  // of a virtual input channel, in non-zeros
-constexpr int64_t kAhead = 2;        // channels for which packing asks for memory before it is needed
 // Up to so many non-zeros, one thread sorts: quicker than waiting for each other three times.
 constexpr int64_t kSerialNonZeros = 1 << 16;
-
-// What is read and written, and its strides: those of y are grad's, those of x are dx's too.
-template <class T>
-struct Tensors {
-  const T* grad;
-  const T* input;  // null when dvalues is not wanted
-  T* dx;           // null when not wanted
-  ImageStrides y, x;
-  bool in_place;  // strips of x and dx are used where they are
-};
-
-// dbias[o] = sum of dy over images and pixels, straight from the tensor. sums: a register for each output channel.
-template <class T>
-void bias_gradient(const ConvSizes& s, const Kernels<T>& k, const Tensors<T>& to, T* sums, T* dbias, int thread,
-                   int team) {
-  const Range mine = share(s.out_channels, thread, team);
-  const int64_t plane = s.out_h * s.out_w;
-  if (to.y.feature_major()) {
-    for (int64_t o = mine.begin; o < mine.end; ++o) dbias[o] = k.sum(to.grad + o * to.y.channel, plane * s.n);
-    return;
-  }
-  // Image by image, which is how they lie in memory.
-  for (int64_t n = 0; n < s.n; ++n) {
-    k.add_runs(to.grad + (n * s.out_channels + mine.begin) * plane, mine.end - mine.begin, plane, n > 0,
-               sums + mine.begin * k.lanes);
-  }
-  for (int64_t o = mine.begin; o < mine.end; ++o) dbias[o] = k.sum(sums + o * k.lanes, k.lanes);
-}
 
 // For each row of x, whether some output reads it.
 inline std::vector<char> rows_read(const ConvSizes& s, const Geometry& g) {
@@ -84,51 +56,11 @@ struct Worker {
   Sorted<T, Offset> sorted;
   T* dw;  // null when not wanted
   Range channels;
-  T* packed_dy;
+  PackedDy<T> dy;
   T* packed_x;
   T* packed_dx;
   T* temporary;
   int64_t image = 0, live = 0;
-  int64_t first_dy = 0, packed_until = 0;  // rows of dy that are packed, the first at the start of packed_dy
-
-  // An entry may reach over the last output channel.
-  void clear_missing_channels() {
-    const int64_t there = s.out_channels * b.dy_pitch;
-    if (there == b.dy_row) return;
-    for (int64_t r = 0; r < b.dy_rows; ++r)
-      std::fill(packed_dy + r * b.dy_row + there, packed_dy + (r + 1) * b.dy_row, T(0));
-  }
-
-  // Rows [from, until) of dy become available. Those before `from` are not needed any more; keep: those from there on
-  // up to packed_until are there already.
-  void pack_dy(int64_t from, int64_t until, bool keep) {
-    if (!keep) {
-      first_dy = packed_until = from;
-    } else if (until - first_dy > b.dy_rows) {
-      std::memmove(packed_dy, packed_dy + (from - first_dy) * b.dy_row,
-                   static_cast<size_t>((packed_until - from) * b.dy_row) * sizeof(T));
-      first_dy = from;
-    }
-    const int64_t first = std::max<int64_t>(0, packed_until), rows = std::min(until, s.out_h) - first;
-    T* const packed = packed_dy + (first - first_dy) * b.dy_row;
-    packed_until = until;
-    if (rows <= 0) return;
-    const T* const source = to.grad + image * to.y.image + first * s.out_w * to.y.pixel;
-    for (int64_t o = 0; o < s.out_channels; ++o) {
-      if (o + kAhead < s.out_channels) ahead<false>(source + (o + kAhead) * to.y.channel, to.y, rows * s.out_w);
-      pack_band(k, source + o * to.y.channel, to.y, {s.out_w, live, b.t.images}, b.dy_map, rows,
-                packed + o * b.dy_pitch, b.dy_row, b.dy_pitch, temporary);
-    }
-  }
-
-  template <bool kWrite>
-  void ahead(const T* p, const ImageStrides& strides, int64_t pixels) {
-    if (!strides.feature_major()) {
-      prefetch<kWrite>(p, strides.image, live, pixels);
-    } else if (live < s.n) {
-      prefetch<kWrite>(p, strides.pixel, pixels, live);
-    }
-  }
 
   // Calls body(first virtual row, rows, first real row) for the rows of [top, top + rows) that lie inside of phase fy.
   template <class Body>
@@ -155,50 +87,59 @@ struct Worker {
       }
       rows_inside(top, rows, fy, [&](int64_t v, int64_t count, int64_t real) {
         const T* const source = to.input + image * to.x.image + real * s.width * to.x.pixel;
+        const Pixels<T> pixels{k, to.input};
         for (int64_t c = channels.begin; c < channels.end; ++c) {
-          if (c + kAhead < channels.end) ahead<false>(source + (c + kAhead) * to.x.channel, to.x, count * s.width);
+          if (c + kAhead < channels.end)
+            ahead<false>(source + (c + kAhead) * to.x.channel, to.x, live, s.n, count * s.width);
           T* p = packed_x + (v - top) * b.x_row + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes;
           for (int64_t fx = 0; fx < g.x.phases(); ++fx, p += b.t.row_lanes) {
-            pack_band(k, source + c * to.x.channel, to.x, {s.width, live, b.t.images}, b.maps[static_cast<size_t>(fx)],
-                      count, p, b.x_row, b.t.row_lanes, temporary);
+            pack_band(pixels, source - to.input + c * to.x.channel, to.x, {s.width, live, b.t.images},
+                      b.maps[static_cast<size_t>(fx)], count, p, b.x_row, b.t.row_lanes, temporary);
           }
         }
       });
     }
   }
 
-  void compute(int64_t v, int64_t row_in_band) {
+  // Virtual rows from v on whose strips are one run: one, or all of a band.
+  void compute(int64_t v, int64_t rows, int64_t row_in_band) {
     const Geometry& g = b.g;
     const RowTiling& t = b.t;
     const auto& ops = k.template indexed<Offset>();
     const int64_t first = channels.begin * g.phases, count = (channels.end - channels.begin) * g.phases;
-    const Range shifts = b.shifts_of(v);
     const T* x = packed_x + row_in_band * b.x_row + first * t.row_lanes;
     T* dx = packed_dx + row_in_band * b.x_row + first * t.row_lanes;
-    int64_t pitch = t.row_lanes;
+    int64_t pitch = t.row_lanes, run = t.row_lanes;
     if (to.in_place) {
       const int64_t at = image * to.x.image + first * to.x.channel + g.y.real(v, 0) * s.width * to.x.pixel;
       x = to.input + at;
       dx = to.dx + at;
       pitch = to.x.channel;
+      run = rows * s.width * t.images;
     }
-    for (int64_t strip = 0; strip < t.strips; ++strip) {
-      const T* const dy = packed_dy + (v - g.y.max_shift - first_dy) * b.dy_row + strip * t.lanes;
+    const int64_t registers = ceil_div(run, k.lanes), strips = ceil_div(registers, b.widest);
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const Range part{registers * strip / strips, registers * (strip + 1) / strips};
+      const int64_t tile = part.end - part.begin, lane = part.begin * k.lanes;
+      const int64_t stop = std::min(run, part.end * k.lanes);
+      const int tail = static_cast<int>(stop % k.lanes);
+      const Range shifts = b.shifts_of(v + lane * rows / run, v + (stop - 1) * rows / run);
+      const T* const from = dy.at(v) + lane;
       for (int64_t block = 0; block < b.blocks; ++block) {
         const int64_t bucket = block * g.virtual_channels + first;
         const int32_t* const begin = sorted.begin(b, shifts.begin) + bucket;
         const int32_t* const end = sorted.begin(b, shifts.end) + bucket;
         if constexpr (Rows > 1) {
-          (to.dx != nullptr ? ops.bsr_backward : ops.bsr_sddmm)[Rows][t.tile](
-              {x + strip * t.lanes, pitch, dy, sorted.offset, b.unit, b.dy_pitch, sorted.values, begin, end, count,
-               block > 0, dx + strip * t.lanes, pitch, dw});
+          (to.dx != nullptr ? ops.bsr_backward : ops.bsr_sddmm)[Rows][tile](
+              {x + lane, pitch, from, sorted.offset, b.unit, b.dy_pitch, sorted.values, begin, end, count, block > 0,
+               dx + lane, pitch, dw, tail});
         } else if (dw != nullptr) {
-          (to.dx != nullptr ? ops.backward : ops.sddmm)[t.tile](
-              {x + strip * t.lanes, pitch, dy, sorted.offset, b.unit, sorted.values, begin, end, count, block > 0,
-               dx + strip * t.lanes, pitch, dw});
+          (to.dx != nullptr ? ops.backward : ops.sddmm)[tile]({x + lane, pitch, from, sorted.offset, b.unit,
+                                                              sorted.values, begin, end, count, block > 0, dx + lane,
+                                                              pitch, dw, tail});
         } else {
-          ops.spmm[t.tile]({dy, sorted.offset, b.unit, sorted.values, begin, end, count, nullptr, block > 0,
-                            dx + strip * t.lanes, pitch});
+          ops.spmm[tile]({from, sorted.offset, b.unit, sorted.values, begin, end, count, nullptr, block > 0, dx + lane,
+                          pitch});
         }
       }
     }
@@ -210,7 +151,8 @@ struct Worker {
       rows_inside(top, rows, fy, [&](int64_t v, int64_t count, int64_t real) {
         T* const target = to.dx + image * to.x.image + real * s.width * to.x.pixel;
         for (int64_t c = channels.begin; c < channels.end; ++c) {
-          if (c + kAhead < channels.end) ahead<true>(target + (c + kAhead) * to.x.channel, to.x, count * s.width);
+          if (c + kAhead < channels.end)
+            ahead<true>(target + (c + kAhead) * to.x.channel, to.x, live, s.n, count * s.width);
           unpack_band(k, packed_dx + (v - top) * b.x_row + (c * g.phases + fy * g.x.phases()) * b.t.row_lanes, b.x_row,
                       b.t.row_lanes, b.maps, count, {s.width, live, b.t.images}, target + c * to.x.channel, to.x,
                       temporary);
@@ -230,7 +172,8 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
   const std::vector<Tap> order = taps_of(s, b);
   const std::vector<char> read = rows_read(s, g);
   const int64_t band_elements = to.in_place ? 0 : b.band * b.x_row;
-  const int64_t temporary_elements = std::max(s.width, s.out_w) * b.t.images * (b.band + g.y.max_shift);
+  const int64_t temporary_elements =
+      b.planes ? 0 : std::max(s.width, s.out_w) * b.t.images * (b.band + g.y.max_shift);
   const int64_t columns = s.channels / s.groups * static_cast<int64_t>(order.size());
 
   Plan plan;
@@ -241,20 +184,24 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
       plan.add<int32_t>((static_cast<int64_t>(b.shifts.size()) + 1) * (b.buckets() + 1));
   const size_t cuts_at = plan.add<int32_t>(columns * (s.groups * b.blocks + 1));
   const size_t dw_at = plan.add<T>(dw ? nnz : 0, threads);
-  const size_t dy_at = plan.add<T>(b.dy_rows * b.dy_row, threads);
+  const size_t dy_at = plan.add<T>(b.dy_size, threads);
   const size_t x_at = plan.add<T>(dw ? band_elements : 0, threads);
   const size_t dx_at = plan.add<T>(dx ? band_elements : 0, threads);
   const size_t temporary_at = plan.add<T>(temporary_elements, threads);
-  const size_t sums_at = plan.add<T>(dbias != nullptr ? s.out_channels * k.lanes : 0);
+  const int64_t sums_elements = s.out_channels * k.lanes;
+  const size_t sums_at = plan.add<T>(dbias != nullptr ? sums_elements : 0, threads);
+  const size_t discard_at = plan.add<T>(k.lanes, threads);
   const Scratch scratch(plan);
   const Sorted<T, Offset> sorted{scratch.at<Offset>(offset_at), dx ? scratch.at<T>(values_at) : nullptr,
                                  scratch.at<int32_t>(source_at), scratch.at<int32_t>(pointers_at),
                                  scratch.at<int32_t>(cuts_at)};
 
   const bool gradients = dw || dx, serial = nnz <= kSerialNonZeros;
+  const bool sums_packed = dbias != nullptr && gradients && height > 0 && b.packs_all(s);
   if (gradients && serial) sort<Rows>(s, b, order, w, sorted, 0, 1);
   parallel(threads, [&](int thread, int team) {
-    if (dbias != nullptr) bias_gradient(s, k, to, scratch.at<T>(sums_at), dbias, thread, team);
+    if (dbias != nullptr && !sums_packed)
+      bias_gradient(s, k, to, scratch.at<T>(sums_at), dbias, share(s.out_channels, thread, team));
     if (!gradients) return;
     if (dx) clear_unread_rows(s, read, to, thread, team);
     if (!serial) sort<Rows>(s, b, order, w, sorted, thread, team);
@@ -275,31 +222,49 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
     T* const my_dw = dw ? scratch.at<T>(dw_at, nnz, row_part) : nullptr;
     if (dw) std::fill(my_dw + non_zeros.begin * Rows, my_dw + non_zeros.end * Rows, T(0));
 
+    // Threads that share rows all pack the same dy: one of them adds it up.
+    T* const my_sums =
+        sums_packed && channel_part == 0 ? scratch.at<T>(sums_at, sums_elements, row_part) : nullptr;
+    T* const temporary = scratch.at<T>(temporary_at, temporary_elements, thread);
+    const PackedDy<T> dy{
+        s, b, k, to, scratch.at<T>(dy_at, b.dy_size, thread), temporary, my_sums,
+        scratch.at<T>(discard_at, k.lanes, thread)};
     Worker<T, Offset, Rows> work{s,
-                           b,
-                           k,
-                           to,
-                           sorted,
-                           my_dw,
-                           channels,
-                           scratch.at<T>(dy_at, b.dy_rows * b.dy_row, thread),
-                           scratch.at<T>(x_at, dw ? band_elements : 0, thread),
-                           scratch.at<T>(dx_at, dx ? band_elements : 0, thread),
-                           scratch.at<T>(temporary_at, temporary_elements, thread)};
-    work.clear_missing_channels();
+                                 b,
+                                 k,
+                                 to,
+                                 sorted,
+                                 my_dw,
+                                 channels,
+                                 dy,
+                                 scratch.at<T>(x_at, dw ? band_elements : 0, thread),
+                                 scratch.at<T>(dx_at, dx ? band_elements : 0, thread),
+                                 temporary};
+    work.dy.clear();
     const Range mine = share(b.t.blocks * height, row_part, grid.rows);
     for (int64_t i = mine.begin; i < mine.end;) {
       const int64_t top = first_row + i % height, rows = std::min({b.band, first_row + height - top, mine.end - i});
       work.image = i / height * b.t.images;
       work.live = std::min(b.t.images, s.n - work.image);
-      work.pack_dy(top - g.y.max_shift, top + rows, i > mine.begin && top > first_row);
+      // The rows of dy that the first row of an image meets are its own, any other row owns the last that it meets.
+      work.dy.provide(work.image, work.live, {top - g.y.max_shift, top + rows}, i > mine.begin && top > first_row,
+                      top > first_row ? top : top - g.y.max_shift);
       if (dw && !to.in_place) work.pack_x(top, rows);
-      for (int64_t row = 0; row < rows; ++row) work.compute(top + row, row);
+      for (int64_t row = 0, step = b.planes ? rows : 1; row < rows; row += step) work.compute(top + row, step, row);
       if (dx && !to.in_place) work.unpack_dx(top, rows);
       i += rows;
     }
-    if (!dw) return;
+    if (!dw && !sums_packed) return;
     barrier(team);
+    if (sums_packed) {
+      const Range mine = share(s.out_channels, thread, team);
+      for (int64_t o = mine.begin; o < mine.end; ++o) {
+        dbias[o] = 0;
+        for (int part = 0; part < grid.rows; ++part)
+          dbias[o] += k.sum(scratch.at<T>(sums_at, sums_elements, part) + o * k.lanes, k.lanes);
+      }
+    }
+    if (!dw) return;
     const Range sums = share(entries, thread, team);
     for (int64_t i = sums.begin; i < sums.end; ++i) {
       for (int64_t r = 0; r < Rows; ++r) {
@@ -315,15 +280,15 @@ void run(const ConvSizes& s, const Backward& b, const Kernels<T>& k, const Tenso
 // Gradients for a weight of `entries` entries of Rows output channels each. Any of dx, dvalues and dbias may be null;
 // of dvalues only those of entries (and, with a mask, live ones) are written.
 template <int Rows, class T, class Index>
-void backward(const ConvSizes& sizes, const T* grad, const T* x, T* dx, T* dvalues, T* dbias,
+void backward(const ConvSizes& sizes, const T* grad, const T* activated, const T* x, T* dx, T* dvalues, T* dbias,
               const Transposed<T, Index>& w, int64_t entries, bool grad_feature_major, bool x_feature_major,
               int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t widest = dvalues != nullptr ? k.backward_tile : k.spmm_tile, nnz = entries * Rows;
   const bool feature_major = grad_feature_major || x_feature_major;
-  const ConvSizes s = join_rows(sizes, sizes.out_channels * int64_t{sizeof(T)},
-                                static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(1, sizes.channels)),
-                                feature_major, k.lanes, widest);
+  ConvSizes s = join_rows(sizes, sizes.out_channels * int64_t{sizeof(T)},
+                          static_cast<double>(nnz) / static_cast<double>(std::max<int64_t>(1, sizes.channels)),
+                          feature_major, k.lanes, widest);
   if (s.n == 0 || s.out_channels == 0 || s.channels == 0 || s.out_h == 0 || s.out_w == 0) {
     if (dx != nullptr) std::memset(dx, 0, static_cast<size_t>(s.n * s.channels * s.height * s.width) * sizeof(T));
     if (dvalues != nullptr) {
@@ -333,18 +298,27 @@ void backward(const ConvSizes& sizes, const T* grad, const T* x, T* dx, T* dvalu
     if (dbias != nullptr && s.channels > 0) std::memset(dbias, 0, static_cast<size_t>(s.out_channels) * sizeof(T));
     if (s.channels > 0 || dbias == nullptr) return;
   }
-  const Backward b(s, feature_major, nnz, Rows, k.lanes, widest, sizeof(T));
+  Backward b(s, false, feature_major, nnz, Rows, k.lanes, widest, sizeof(T));
+  if (!feature_major && Backward::fits_planes(sizes, dvalues != nullptr, k.lanes)) {
+    Backward planes(sizes, true, false, nnz, Rows, k.lanes, widest, sizeof(T));
+    if (planes.cost < b.cost) {
+      b = planes;
+      s = sizes;
+    }
+  }
   Tensors<T> to{grad,
+                activated,
                 x,
                 dx,
                 ImageStrides(s.n, s.out_channels, s.out_h * s.out_w, grad_feature_major),
                 ImageStrides(s.n, s.channels, s.height * s.width, x_feature_major),
                 false};
-  to.in_place = b.whole_rows(s) && (to.x.feature_major() ? b.t.images == s.n : b.t.images == 1);
+  to.in_place = b.whole_rows(s) && (to.x.feature_major() ? b.t.images == s.n : b.t.images == 1) &&
+                (dvalues != nullptr || s.width * b.t.images % k.lanes == 0);
   const double work = static_cast<double>(nnz + kChannelCost * b.g.virtual_channels) *
-                      static_cast<double>(b.t.blocks * b.t.row_lanes * (b.g.y.any.end - b.g.y.any.begin));
+                      static_cast<double>(s.n * s.width * (b.g.y.any.end - b.g.y.any.begin));
   threads = useful_threads(threads, 2 * work);
-  const int64_t span = (b.g.y.max_shift + 1) * b.dy_row / b.unit;
+  const int64_t span = (b.g.y.max_shift * b.dy_row + round_up(s.out_channels, Rows) * b.dy_pitch) / b.unit;
   if (span <= 65536)
     run<Rows, T, Index, uint16_t>(s, b, k, to, dvalues, dbias, w, entries, threads);
   else

@@ -83,27 +83,57 @@ Axis::Axis(int64_t in_, int64_t out_, int64_t kernel_, int64_t stride_, int64_t 
   }
 }
 
+namespace {
+
+// What moving a register of one channel costs, in multiply-adds of registers; dy is packed, x and dx may stay in place.
+constexpr double kInPlace = 14, kCopied = 15, kTransposedDy = 16, kTransposedX = 27;
+constexpr double kCollectedDy = 20, kCollectedX = 34;  // some of the images of a pixel
+constexpr double kPlane = 7, kPlaneCopy = 3;
+constexpr double kRun = 12, kPlaneRun = 60;  // for each run of registers besides
+
+RowTiling tile_of(int64_t n, int64_t images, int64_t positions, int64_t vector_lanes, int64_t widest_tile) {
+  RowTiling t;
+  t.images = images;
+  t.blocks = ceil_div(n, images);
+  const int64_t vectors = std::max<int64_t>(1, ceil_div(positions * images, vector_lanes));
+  t.strips = ceil_div(vectors, widest_tile);
+  t.tile = ceil_div(vectors, t.strips);
+  t.lanes = t.tile * vector_lanes;
+  t.row_lanes = t.strips * t.lanes;
+  return t;
+}
+
+// Computing with one strip. A non-zero costs its registers and some more for the offset and the value; loads that
+// straddle two cache lines cost a little more.
+double cost_of(const RowTiling& t, double uses, double aligned) {
+  return (static_cast<double>(t.tile) * (1.06 - 0.06 * aligned) + 0.75) * (uses + 4);
+}
+
+}  // namespace
+
+RowTiling tile_planes(const RowShape& s, int64_t copies, int64_t vector_lanes, int64_t widest_tile) {
+  RowTiling t = tile_of(s.n, 1, s.positions, vector_lanes, widest_tile);
+  const double computing = cost_of(t, s.uses, s.positions % vector_lanes == 0 ? 1 : 0);
+  const double moving = (kPlane + kPlaneCopy * static_cast<double>(copies)) * s.outputs + kInPlace;
+  t.cost = static_cast<double>(t.blocks) *
+           (static_cast<double>(t.strips) * (computing + static_cast<double>(t.tile) * moving) + kPlaneRun * s.outputs);
+  return t;
+}
+
 RowTiling tile_rows(const RowShape& s, int64_t vector_lanes, int64_t widest_tile) {
   RowTiling best{};
   const auto consider = [&](int64_t images) {
-    RowTiling t;
-    t.images = images;
-    t.blocks = ceil_div(s.n, images);
-    const int64_t vectors = std::max<int64_t>(1, ceil_div(s.positions * images, vector_lanes));
-    t.strips = ceil_div(vectors, widest_tile);
-    t.tile = ceil_div(vectors, t.strips);
-    t.lanes = t.tile * vector_lanes;
-    t.row_lanes = t.strips * t.lanes;
-    // A non-zero costs a strip's registers and some more for the offset and the value; loads that straddle two cache
-    // lines cost more, and so do those from beyond an L2 cache.
+    RowTiling t = tile_of(s.n, images, s.positions, vector_lanes, widest_tile);
     const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
-    const double straddle = s.shift > 0 ? 1.6 - 0.6 * aligned : 1.0;
-    const double spilt = images * (s.positions + s.shift) * s.bytes > kRowBytes ? 1.12 : 1.0;
-    const double computing = (static_cast<double>(t.tile) * straddle + 0.75) * spilt * (s.uses + 4);
-    // Packing a register, in the same measure: copied, collected from among the images of a pixel, or transposed.
-    const bool whole = s.feature_major ? images >= s.n : images == 1;
-    const double packing = static_cast<double>(t.tile) * (whole ? 6 : s.feature_major ? 40 : 30) + 12;
-    t.cost = static_cast<double>(t.blocks * t.strips) * (computing + packing);
+    // What comes from beyond an L2 cache costs more.
+    const double spilt = images * (s.positions + s.shift) * s.bytes > kRowBytes ? 1.25 : 1.0;
+    const double computing = cost_of(t, s.uses, s.shift > 0 ? aligned : 1) * spilt;
+    const bool in_place = s.feature_major ? images == s.n : images == 1;
+    const double moving = in_place ? kCopied * s.outputs + kInPlace
+                          : s.feature_major ? kCollectedDy * s.outputs + kCollectedX
+                                            : kTransposedDy * s.outputs + kTransposedX;
+    t.cost = static_cast<double>(t.blocks * t.strips) *
+             (computing + static_cast<double>(t.tile) * moving + kRun * s.outputs);
     if (best.images == 0 || t.cost < best.cost) best = t;
   };
   for (int64_t blocks = 1, last = 0; blocks <= s.n; ++blocks) {
@@ -196,10 +226,12 @@ ConvSizes join_rows(const ConvSizes& s, int64_t bytes, double uses, bool feature
                     int64_t widest_tile) {
   if (!pointwise(s)) return s;
   ConvSizes best = s;
+  const double outputs = static_cast<double>(s.out_channels) / static_cast<double>(std::max<int64_t>(1, s.channels));
   double best_cost = 0;
   for (int64_t joined = 1; joined <= s.height; ++joined) {
     if (s.height % joined != 0 || (joined > 1 && joined * s.width > 32 * vector_lanes)) continue;
-    const RowTiling t = tile_rows({s.n, joined * s.width, 0, bytes, uses, feature_major}, vector_lanes, widest_tile);
+    const RowTiling t =
+        tile_rows({s.n, joined * s.width, 0, bytes, uses, outputs, feature_major}, vector_lanes, widest_tile);
     const double cost = t.cost * static_cast<double>(s.height / joined);
     if (joined > 1 && cost >= best_cost) continue;
     best_cost = cost;

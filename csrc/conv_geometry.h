@@ -64,10 +64,14 @@ struct RowShape {
   int64_t shift;       // how far taps move along the row
   int64_t bytes;       // what is read again and again, for each pixel of each image
   double uses;         // non-zeros for each channel
+  double outputs;      // output channels for each input channel
   bool feature_major;  // the images of a pixel are adjacent in memory
 };
 
 RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_tile);
+
+// For dy packed to planes (conv_transposed.h) with so many copies of each; `positions` are those of several rows.
+RowTiling tile_planes(const RowShape& shape, int64_t copies, int64_t vector_lanes, int64_t widest_tile);
 
 // How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone
 // (joined = 1, their strips start at a pixel of their own); shorter ones are joined: packed with their border one after

@@ -30,8 +30,11 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
     reg x[Tile], dx[Tile];
 #pragma GCC unroll 8
     for (int i = 0; i < Tile; ++i) {
-      x[i] = V::load(xc + i * V::kLanes);
-      dx[i] = WantDx && a.accumulate ? V::load(dxc + i * V::kLanes) : V::zero();
+      const bool part = i == Tile - 1 && a.tail != 0;
+      x[i] = part ? V::load_part(xc + i * V::kLanes, a.tail) : V::load(xc + i * V::kLanes);
+      dx[i] = V::zero();
+      if (WantDx && a.accumulate)
+        dx[i] = part ? V::load_part(dxc + i * V::kLanes, a.tail) : V::load(dxc + i * V::kLanes);
     }
     for (; k + 4 <= end; k += 4) {
       reg p[4];
@@ -69,7 +72,12 @@ void csr_backward(const BackwardArgs<T, Index>& a) {
     }
     if (WantDx) {
 #pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) V::store(dxc + i * V::kLanes, dx[i]);
+      for (int i = 0; i < Tile; ++i) {
+        if (i == Tile - 1 && a.tail != 0)
+          V::store_part(dxc + i * V::kLanes, dx[i], a.tail);
+        else
+          V::store(dxc + i * V::kLanes, dx[i]);
+      }
     }
   }
 }

@@ -33,10 +33,11 @@ void csr_conv2d_forward(const ConvSizes& sizes, const T* x, const T* values, con
                         const Index* col, bool relu, int threads);
 
 // Gradients with respect to x, values and bias, given that of y. Any of the three may be null. Feature-major: memory
-// is [C, H, W, N]; dx has the format of x.
+// is [C, H, W, N]; dx has the format of x. activated: what a ReLU made of y, in the format of grad, which then is the
+// gradient of that; or null.
 template <class T, class Index>
-void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* x, const T* values, T* dx, T* dvalues,
-                         T* dbias, const int32_t* ccol, const Index* row, const int32_t* perm,
+void csr_conv2d_backward(const ConvSizes& sizes, const T* grad, const T* activated, const T* x, const T* values, T* dx,
+                         T* dvalues, T* dbias, const int32_t* ccol, const Index* row, const int32_t* perm,
                          bool grad_feature_major, bool x_feature_major, int threads);
 
 }  // namespace lth

@@ -33,6 +33,7 @@ namespace avx2 {
 #include "pack-inl.h"
 #include "relu-inl.h"
 #include "shift-inl.h"
+#include "gradient-inl.h"
 #include "table-inl.h"
 }  // namespace avx2
 }  // namespace lth

@@ -43,6 +43,7 @@ namespace avx512 {
 #include "pack-inl.h"
 #include "relu-inl.h"
 #include "shift-inl.h"
+#include "gradient-inl.h"
 #include "table-inl.h"
 }  // namespace avx512
 }  // namespace lth

@@ -30,6 +30,7 @@ namespace neon {
 #include "pack-inl.h"
 #include "relu-inl.h"
 #include "shift-inl.h"
+#include "gradient-inl.h"
 #include "table-inl.h"
 }  // namespace neon
 }  // namespace lth

@@ -18,6 +18,7 @@ namespace scalar {
 #include "pack-inl.h"
 #include "relu-inl.h"
 #include "shift-inl.h"
+#include "gradient-inl.h"
 #include "table-inl.h"
 }  // namespace scalar
 }  // namespace lth

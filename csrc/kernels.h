@@ -62,7 +62,8 @@ struct SpmmArgs {
 };
 
 // columns c in [0, cols), non-zeros in column order. dw is indexed by k and always added to. accumulate concerns dx
-// only.
+// only. tail: how many elements of the last register of x and dx exist, where not all do (0): nothing beyond them is
+// read or written, and what dy has there does not count unless it is not finite.
 template <class T, class Index>
 struct BackwardArgs {
   const T* x;
@@ -78,6 +79,7 @@ struct BackwardArgs {
   T* dx;
   int64_t dx_pitch;
   T* dw;
+  int tail = 0;
 };
 
 // Strips of fewer samples than a register has lanes, without gaps: x is [cols][lanes], y and dy are [rows][lanes]. Rows
@@ -164,6 +166,7 @@ struct BsrBackwardArgs {
   T* dx;
   int64_t dx_pitch;
   T* dw;
+  int tail = 0;
 };
 
 // dw[i * dw_pitch + j] += sum over the `registers` registers of each of the `strips` strips of dy_i * x_j, for i < rows
@@ -240,8 +243,14 @@ struct Kernels {
                      int64_t dst_pitch, int64_t wide);
   T (*sum)(const T* src, int64_t n);
   void (*gate)(const T* activated, int64_t n, T* values);  // values[i] = 0 where activated[i] <= 0
-  // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
-  void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);
+  // transpose and copy_runs of the gradient of an output: zero where `activated`, laid out as grad, is <= 0 (null: as
+  // it is), and added to the `lanes` partial sums at `sums`; or only that, of n values. ahead: how many elements
+  // further on memory is asked for what comes next.
+  void (*transpose_gradient)(const T* grad, const T* activated, int64_t src_pitch, int64_t m, int64_t n, T* dst,
+                             int64_t dst_pitch, int64_t m_padded, T* sums);
+  void (*copy_gradient)(const T* grad, const T* activated, int64_t src_pitch, int64_t count, int64_t live, T* dst,
+                        int64_t dst_pitch, int64_t wide, T* sums, int64_t ahead);
+  void (*sum_gradient)(const T* grad, const T* activated, int64_t n, T* sums);
   std::vector<std::string> names;  // one for every microkernel above
 
   template <class Index>

@@ -197,9 +197,10 @@ void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
   });
 }
 
-void bsr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, Pointer dx, Pointer dvalues,
-                         Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels,
-                         int64_t height, int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h,
+void bsr_conv2d_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer mask, Pointer dx,
+                         Pointer dvalues, Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n,
+                         int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
+                         int64_t kernel_h,
                          int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
                          int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
                          bool x_feature_major, int64_t block_rows, int64_t block_cols, int dtype, int threads) {
@@ -221,14 +222,14 @@ void bsr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, 
                                    as<const int32_t>(ccol),
                                    as<const int32_t>(row),
                                    as<const int32_t>(perm)};
-    lth::bsr_conv2d_backward<T>(sizes, as<const T>(grad), as<const T>(x), weight, as<T>(dx), as<T>(dvalues),
-                                as<T>(dbias), grad_feature_major, x_feature_major, threads);
+    lth::bsr_conv2d_backward<T>(sizes, as<const T>(grad), as<const T>(activated), as<const T>(x), weight, as<T>(dx),
+                                as<T>(dvalues), as<T>(dbias), grad_feature_major, x_feature_major, threads);
   });
 }
 
-void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
-                         Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels, int64_t height,
-                         int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+void csr_conv2d_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer dx, Pointer dvalues,
+                         Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels,
+                         int64_t height, int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w,
                          int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
                          int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
                          bool x_feature_major, int index_bits, int dtype, int threads) {
@@ -242,9 +243,10 @@ void csr_conv2d_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
   with_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
-    lth::csr_conv2d_backward<T, Index>(sizes, as<const T>(grad), as<const T>(x), as<const T>(values), as<T>(dx),
-                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(ccol), as<const Index>(row),
-                                       as<const int32_t>(perm), grad_feature_major, x_feature_major, threads);
+    lth::csr_conv2d_backward<T, Index>(sizes, as<const T>(grad), as<const T>(activated), as<const T>(x),
+                                       as<const T>(values), as<T>(dx), as<T>(dvalues), as<T>(dbias),
+                                       as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm),
+                                       grad_feature_major, x_feature_major, threads);
   });
 }
 
@@ -354,14 +356,16 @@ PYBIND11_MODULE(_C, m) {
         py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"),
         py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
         py::arg("relu"), py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
-  m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+  m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
+        py::arg("values"),
         py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"),
         py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"),
         py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"),
         py::arg("out_h"), py::arg("out_w"), py::arg("grad_feature_major"), py::arg("x_feature_major"),
         py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
-  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
+  m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
+        py::arg("values"),
         py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"), py::arg("perm"),
         py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
         py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),

@@ -91,22 +91,3 @@ T sum(const T* src, int64_t n) {
   }
   return V::sum(V::add(V::add(acc[0], acc[1]), V::add(acc[2], acc[3])));
 }
-
-// sums[r * kLanes + lane] = or, if accumulate, += the elements of run r that are congruent to lane; `runs` runs of n
-// elements, one after the other.
-template <class T>
-void add_runs(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums) {
-  using V = Vec<T>;
-  for (int64_t r = 0; r < runs; ++r, src += n, sums += V::kLanes) {
-    typename V::reg a = accumulate ? V::load(sums) : V::zero(), b = V::zero();
-    int64_t i = 0;
-    for (; i + 2 * V::kLanes <= n; i += 2 * V::kLanes) {
-      a = V::add(a, V::load(src + i));
-      b = V::add(b, V::load(src + i + V::kLanes));
-    }
-    for (; i < n; i += V::kLanes) {
-      a = V::add(a, V::load_part(src + i, static_cast<int>(n - i < V::kLanes ? n - i : V::kLanes)));
-    }
-    V::store(sums, V::add(a, b));
-  }
-}

@@ -60,7 +60,9 @@ void fill(Kernels<T>& k) {
   k.shift_rows = &shift_rows<T>;
   k.sum = &sum<T>;
   k.gate = &gate<T>;
-  k.add_runs = &add_runs<T>;
+  k.transpose_gradient = &transpose_gradient<T>;
+  k.copy_gradient = &copy_gradient<T>;
+  k.sum_gradient = &sum_gradient<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \
   add_##op<T, tile, int32_t>(k.i32);  \

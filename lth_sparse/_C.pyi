@@ -226,6 +226,7 @@ def bsr_conv2d_forward(
 
 def bsr_conv2d_backward(
     grad: int,
+    activated: int,
     x: int,
     values: int,
     mask: int,
@@ -267,6 +268,7 @@ def bsr_conv2d_backward(
 
 def csr_conv2d_backward(
     grad: int,
+    activated: int,
     x: int,
     values: int,
     dx: int,
@@ -300,9 +302,10 @@ def csr_conv2d_backward(
     """Gradients of csr_conv2d_forward, given ``grad``, that of y; shapes as there.
 
     ``grad`` and ``x`` are each contiguous or feature-major, memory ``[C, H, W, N]`` with N >= 2; ``dx`` is like ``x``.
-    Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. A NaN or infinity in a channel of
-    ``x`` may reach ``dvalues`` of all taps on that channel: those, too, for which the output that would have read it
-    lies beyond the border.
+    Where ``activated``, in the format of ``grad``, is not 0, ``grad`` counts as 0 where that is <= 0, and as it is
+    where that is NaN. Each of ``dx``, ``dvalues`` and ``dbias`` may be 0, and is then not computed. A NaN or infinity
+    in a channel of ``x`` or ``grad`` may reach ``dvalues`` of all taps on that channel: those, too, for which what
+    would have met it lies beyond the border.
     """
 
 def expand(values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, width: int, threads: int) -> None:

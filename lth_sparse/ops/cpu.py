@@ -17,7 +17,7 @@ from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
 from lth_sparse.ops.reference import before_relu
-from lth_sparse.ops.strides import empty_activations, is_feature_major
+from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
 
 __all__: list[str] = []
 
@@ -120,15 +120,16 @@ def _conv2d_backward(
     wanted: list[bool],
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    grad, conv = before_relu(grad, activated), (stride, padding, dilation, groups)
+    conv = (stride, padding, dilation, groups)
+    grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)
-    grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
+    x = x if formats[1] else x.contiguous()
     dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (shape[0],))
     tail = _conv_tail(x, index, shape, conv)
     tail[-3:-3] = formats
-    pointers = [_pointer(tensor) for tensor in (grad, x, values, dx, dvalues, dbias, *index[2:])]
+    pointers = [_pointer(tensor) for tensor in (grad, activated, x, values, dx, dvalues, dbias, *index[2:])]
     _C.csr_conv2d_backward(*(pointers + tail))
     return schemas.filled(grad, (dx, dvalues, dbias))
 

@@ -13,7 +13,7 @@ from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
 from lth_sparse.ops.reference import before_relu
-from lth_sparse.ops.strides import empty_activations, is_feature_major
+from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
 
 __all__: list[str] = []
 
@@ -103,15 +103,16 @@ def _conv2d_backward(
     wanted: list[bool],
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    grad, conv = before_relu(grad, activated), (stride, padding, dilation, groups)
+    conv = (stride, padding, dilation, groups)
     _, _, ccol, row, perm, value_mask = index
+    grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)
-    grad, x = (t if major else t.contiguous() for t, major in zip((grad, x), formats, strict=True))
+    x = x if formats[1] else x.contiguous()
     values = values.contiguous()
     dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
     dvalues = values.new_empty(values.shape) if wanted[1] else None
     dbias = values.new_empty(shape[0]) if wanted[2] else None
-    tensors = (grad, x, values, value_mask, dx, dvalues, dbias, ccol, row, perm)
+    tensors = (grad, activated, x, values, value_mask, dx, dvalues, dbias, ccol, row, perm)
     sizes = [*schemas.conv_sizes(x, shape, conv), *formats, *values.shape[1:]]
     codes = [KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_backward(*([_pointer(tensor) for tensor in tensors] + sizes + codes))

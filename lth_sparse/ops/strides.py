@@ -13,7 +13,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["batch_major", "empty_activations", "feature_major", "flattened", "is_feature_major", "kept_format"]
+__all__ = [
+    "batch_major",
+    "empty_activations",
+    "feature_major",
+    "flattened",
+    "in_one_format",
+    "is_feature_major",
+    "kept_format",
+]
 
 
 def is_feature_major(x: Tensor) -> bool:
@@ -59,6 +67,14 @@ def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool)
     if not in_feature_major:
         return like.new_empty(size)
     return like.new_empty((*size[1:], size[0])).movedim(-1, 0)
+
+
+def in_one_format(grad: Tensor, activated: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both feature-major or both contiguous. Where they differ, as ``activated`` is: that is the layer's own format."""
+    if activated is None:
+        return grad if is_feature_major(grad) else grad.contiguous(), None
+    activated = activated if is_feature_major(activated) else activated.contiguous()
+    return kept_format(grad, activated), activated
 
 
 def kept_format(y: Tensor, x: Tensor) -> Tensor:

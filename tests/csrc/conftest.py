@@ -203,9 +203,15 @@ class Conv(Index):
         return y
 
     def backward(
-        self, grad: Tensor, x: Tensor, values: Tensor, threads: int, wanted: str = "dx dvalues dbias"
+        self,
+        grad: Tensor,
+        x: Tensor,
+        values: Tensor,
+        threads: int,
+        wanted: str = "dx dvalues dbias",
+        activated: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """``grad`` and ``x`` contiguous or feature-major."""
+        """``grad`` and ``x`` contiguous or feature-major, ``activated`` as ``grad``."""
         formats = is_feature_major(grad), is_feature_major(x)
         dx = poisoned(tuple(x.shape), x.dtype) if "dx" in wanted else None
         if dx is not None and formats[1]:
@@ -213,7 +219,8 @@ class Conv(Index):
         dvalues = poisoned((self.nnz,), x.dtype) if "dvalues" in wanted else None
         dbias = poisoned((self.rows,), x.dtype) if "dbias" in wanted else None
         _C.csr_conv2d_backward(
-            address(grad), address(x), address(values), address(dx), address(dvalues), address(dbias),
+            address(grad), address(activated), address(x), address(values),
+            address(dx), address(dvalues), address(dbias),
             address(self.ccol), address(self.row), address(self.perm), *self.sizes(x), *formats,
             self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip

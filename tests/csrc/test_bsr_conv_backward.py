@@ -25,6 +25,7 @@ CASES = {
     "groups that blocks straddle": (3, 6, 8, 7, 9, (3, 3), (1, 1), (1, 1), (1, 1), 3),
     "groups of whole panels": (3, 8, 8, 7, 24, (3, 3), (1, 1), (1, 1), (1, 1), 2),
     "dilated": (2, 4, 9, 9, 6, (3, 2), (1, 2), (3, 1), (2, 3), 1),
+    "planes": (2, 5, 11, 19, 20, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     "no images": (0, 3, 6, 6, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1),
 }
 
@@ -34,7 +35,14 @@ def poisoned(wanted: bool, shape: Any, dtype: torch.dtype) -> Tensor | None:
 
 
 def backward(
-    layout: BSR, grad: Tensor, x: Tensor, values: Tensor, conv: Any, threads: int, wanted: str = "dx dvalues dbias"
+    layout: BSR,
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    conv: Any,
+    threads: int,
+    wanted: str = "dx dvalues dbias",
+    activated: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     rows, _, *kernel = layout.shape
     dx = poisoned("dx" in wanted, x.shape, x.dtype)
@@ -43,7 +51,8 @@ def backward(
     dbias = poisoned("dbias" in wanted, (rows,), x.dtype)
     stride, padding, dilation, groups = conv
     _C.bsr_conv2d_backward(
-        grad.data_ptr(), x.data_ptr(), values.data_ptr(), layout.value_mask.data_ptr(),
+        grad.data_ptr(), 0 if activated is None else activated.data_ptr(),
+        x.data_ptr(), values.data_ptr(), layout.value_mask.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (dx, dvalues, dbias)),
         layout.ccol_indices.data_ptr(), layout.row_indices.data_ptr(), layout.perm.data_ptr(),
         *x.shape, rows, groups, *kernel, *stride, *padding, *dilation, *grad.shape[2:],
@@ -100,6 +109,23 @@ def test_gradients_that_are_not_wanted_are_left_out(near: Any, isa: str, block: 
             near(layout.scatter(actual) if name == "dvalues" else actual, expected)
 
 
+@pytest.mark.parametrize("major", [False, True], ids=["contiguous", "feature-major"])
+@pytest.mark.parametrize("block", [(2, 3), (8, 8), (13, 7)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_a_fused_relu_stops_the_gradient_where_torch_does(
+    isa: str, case: str, block: tuple[int, int], major: bool
+) -> None:
+    layout, _, grad, x, values, conv = problem(case, block, 0.3, torch.float32)
+    activated = torch.randn_like(grad)
+    activated.view(-1)[::17] = float("nan")
+    before = torch.ops.aten.threshold_backward(grad, activated, 0)
+    grad[activated <= 0] = float("inf")  # not to be seen
+    grad, x, activated, before = (feature_major(t) if major else t for t in (grad, x, activated, before))
+    expected = backward(layout, before, x, values, conv, 2)
+    found = backward(layout, grad, x, values, conv, 2, activated=activated)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_long_reductions_are_done_in_blocks_and_repeat_bit_for_bit(near: Any, isa: str, threads: int) -> None:
     layout = BSR.from_mask(torch.rand(150, 20, 3, 3) < 0.9, (4, 5), "zeros")
@@ -119,7 +145,7 @@ def test_an_impossible_argument_is_named(changed: dict[str, int]) -> None:
     given |= dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w", "threads"), 1)
     given |= {"channels": 4, "out_channels": 4, "groups": 2, "height": 8, "width": 8, "kernel_h": 3, "kernel_w": 3}
     given |= {"pad_h": 0, "pad_w": 0, "out_h": 6, "out_w": 6, "dtype": 0, "block_rows": 2, "block_cols": 2}
-    given |= {"grad_feature_major": False, "x_feature_major": False}
+    given |= {"activated": 0, "grad_feature_major": False, "x_feature_major": False}
     name = "channels" if "groups" in changed else next(iter(changed))
     with pytest.raises(ValueError, match=f"{name}: expected"):
         _C.bsr_conv2d_backward(**{**given, **changed})

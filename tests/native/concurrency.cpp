@@ -91,14 +91,14 @@ struct Layers {
                            r.wide_dx.data(), {kCols, 1}, r.wide_dvalues.data(), nullptr, threads);
     csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
                                    k.col.data(), true, threads);
-    csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image.data(), taps.data(), r.image_dx.data(),
-                                    r.image_dvalues.data(), r.image_dbias.data(), k.ccol.data(), k.row.data(),
-                                    k.perm.data(), false, false, threads);
+    csr_conv2d_backward<T, int32_t>(conv, image_grad.data(), image_grad.data(), image.data(), taps.data(),
+                                    r.image_dx.data(), r.image_dvalues.data(), r.image_dbias.data(), k.ccol.data(),
+                                    k.row.data(), k.perm.data(), false, false, threads);
     ConvSizes major = conv;  // the same memory, taken for feature-major
     major.feature_major = true;
     bsr_conv2d_forward<T>(major, image.data(), taps_of_blocks.weight(), nullptr, r.block_image_y.data(), true, threads);
-    bsr_conv2d_backward<T>(conv, image_grad.data(), image.data(), taps_of_blocks.weight(), r.block_image_dx.data(),
-                           r.block_image_dvalues.data(), nullptr, true, true, threads);
+    bsr_conv2d_backward<T>(conv, image_grad.data(), nullptr, image.data(), taps_of_blocks.weight(),
+                           r.block_image_dx.data(), r.block_image_dvalues.data(), nullptr, true, true, threads);
     expand(compact.data(), bits.data(), rank.data(), r.dense.data(), kNumel, sizeof(T), threads);
     compress(r.dense.data(), bits.data(), rank.data(), r.compact.data(), kNumel, sizeof(T), threads);
   }

@@ -80,6 +80,11 @@ const Case kCases[] = {
     {2, 9, 12, 32, 10, 1, 3, 3, 1, 1, 1, 1, 1, 1, .1},  // rows so wide that they are shifted rather than transposed
     {3, 6, 9, 33, 8, 2, 3, 5, 1, 1, 1, 2, 2, 1, .2},
     {1, 40, 30, 33, 6, 1, 3, 3, 2, 2, 1, 1, 1, 1, .1},
+    {2, 3, 45, 33, 70, 1, 3, 3, 1, 1, 1, 1, 1, 1, .1},  // planes: in bands, whole registers, wide kernels, many blocks
+    {3, 3, 9, 32, 5, 1, 3, 3, 1, 1, 1, 1, 1, 1, .5},
+    {2, 3, 30, 5, 6, 1, 3, 5, 1, 1, 1, 2, 1, 1, .5},
+    {2, 4, 13, 21, 3, 1, 3, 3, 1, 1, 0, 2, 2, 2, .5},
+    {2, 3, 12, 14, 200, 1, 3, 3, 1, 1, 1, 1, 1, 1, .7},
 };
 
 int64_t columns_of(const ConvSizes& s) { return s.channels / s.groups * s.kernel_h * s.kernel_w; }
@@ -109,9 +114,9 @@ struct CsrLayer {
   void forward(const ConvSizes& s, const T* x, const T* bias, T* y, bool relu, int threads) const {
     csr_conv2d_forward<T, Index>(s, x, values.data(), bias, y, w.crow.data(), w.col.data(), relu, threads);
   }
-  void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
-                bool x_major, int threads) const {
-    csr_conv2d_backward<T, Index>(s, grad, x, dx == nullptr ? nullptr : values.data(), dx, dvalues, dbias,
+  void backward(const ConvSizes& s, const T* grad, const T* activated, const T* x, T* dx, T* dvalues, T* dbias,
+                bool grad_major, bool x_major, int threads) const {
+    csr_conv2d_backward<T, Index>(s, grad, activated, x, dx == nullptr ? nullptr : values.data(), dx, dvalues, dbias,
                                   w.ccol.data(), w.row.data(), w.perm.data(), grad_major, x_major, threads);
   }
 };
@@ -131,11 +136,11 @@ struct BsrLayer {
   void forward(const ConvSizes& s, const T* x, const T* bias, T* y, bool relu, int threads) const {
     bsr_conv2d_forward<T>(s, x, w.weight(), bias, y, relu, threads);
   }
-  void backward(const ConvSizes& s, const T* grad, const T* x, T* dx, T* dvalues, T* dbias, bool grad_major,
-                bool x_major, int threads) const {
+  void backward(const ConvSizes& s, const T* grad, const T* activated, const T* x, T* dx, T* dvalues, T* dbias,
+                bool grad_major, bool x_major, int threads) const {
     BsrWeight<T> weight = w.weight();
     if (dx == nullptr) weight.values = nullptr;
-    bsr_conv2d_backward<T>(s, grad, x, weight, dx, dvalues, dbias, grad_major, x_major, threads);
+    bsr_conv2d_backward<T>(s, grad, activated, x, weight, dx, dvalues, dbias, grad_major, x_major, threads);
   }
 };
 
@@ -191,7 +196,14 @@ void check_layer(const ConvSizes& sizes, const Layer& layer, Random& random, int
   const Array<T> x(s.n * s.channels * s.height * s.width), grad(s.n * s.out_channels * s.out_h * s.out_w);
   const Array<T> bias(s.out_channels), x_in(x.size()), grad_in(grad.size());
   random.fill(x), random.fill(grad), random.fill(bias);
-  const Truth right = truth<T>(s, layer.live(), x, grad, layer.values);
+  const bool gated = random.below(2) == 1;
+  const Array<T> activated(grad.size()), activated_in(grad.size()), passed(grad.size());
+  random.fill(activated);
+  for (int64_t i = 0; i < grad.size(); ++i) {
+    passed[i] = gated && activated[i] <= 0 ? T(0) : grad[i];
+    if (gated && activated[i] <= 0) grad[i] = std::numeric_limits<T>::infinity();
+  }
+  const Truth right = truth<T>(s, layer.live(), x, passed, layer.values);
 
   each_isa([&](const char* isa) {
     for (int threads = first_threads; threads <= last_threads; ++threads) {
@@ -215,10 +227,11 @@ void check_layer(const ConvSizes& sizes, const Layer& layer, Random& random, int
       const Array<T> dx(x.size()), dvalues(layer.values.size()), dbias(s.out_channels);
       s.feature_major = false;
       to_format(x, s.n, x_major, x_in), to_format(grad, s.n, grad_major, grad_in);
+      to_format(activated, s.n, grad_major, activated_in);
       poison_scratch();
-      layer.backward(s, grad_in.data(), wanted & 2 ? x_in.data() : nullptr, wanted & 1 ? dx.data() : nullptr,
-                     wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr, grad_major, x_major,
-                     threads);
+      layer.backward(s, grad_in.data(), gated ? activated_in.data() : nullptr, wanted & 2 ? x_in.data() : nullptr,
+                     wanted & 1 ? dx.data() : nullptr, wanted & 2 ? dvalues.data() : nullptr,
+                     wanted & 4 ? dbias.data() : nullptr, grad_major, x_major, threads);
       for (int64_t i = 0; wanted & 1 && i < dx.size(); ++i)
         expect_sum(dx[place(i, s.n, dx.size(), x_major)], right.dx[static_cast<size_t>(i)], "dx", i);
       if (wanted & 2) expect_sums(dvalues, right.dw, "dvalues");
@@ -272,7 +285,7 @@ void check_isolation(const ConvSizes& sizes, const Layer& layer, const char* nam
       to_format(x, s.n, major, x_in), to_format(grad, s.n, major, grad_in);
       layer.forward(s, x_in.data(), nullptr, y.data(), false, 2);
       s.feature_major = false;
-      layer.backward(s, grad_in.data(), nullptr, dx.data(), nullptr, nullptr, major, major, 2);
+      layer.backward(s, grad_in.data(), nullptr, nullptr, dx.data(), nullptr, nullptr, major, major, 2);
       for (int64_t i = 0; i < size; ++i) {
         if (i / 36 == marked) continue;
         if (!std::isfinite(y[place(i, s.n, size, major)])) fail("y[%d] is not finite", int(i));

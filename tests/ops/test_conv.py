@@ -190,6 +190,45 @@ def test_gradcheck_first_and_second_order(maker: str) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("formats", [(False, True), (True, False), (True, True)], ids=["x", "grad", "both"])
+@pytest.mark.parametrize("maker", ["csr", "csr_narrow", "bsr"])
+def test_a_fused_relu_takes_gradients_in_any_format(maker: str, formats: tuple[bool, bool]) -> None:
+    weight, mask = masked_weight((6, 4, 3, 3), 0.4)
+    layout = LAYOUT_MAKERS[maker](mask)
+    inputs = (torch.randn(5, 4, 8, 7), layout.gather(weight).float(), torch.randn(6))
+    grad = torch.randn(5, 6, 8, 7)
+
+    def gradients(x: Tensor, grad: Tensor, activation: str | None) -> tuple[Tensor, ...]:
+        x, values, bias = (t.detach().requires_grad_() for t in (x, *inputs[1:]))
+        y = functional.conv2d(x, values, layout, bias, padding=1, activation=activation)
+        return torch.autograd.grad(y if activation else y.relu(), (x, values, bias), grad)
+
+    expected = gradients(inputs[0], grad, None)
+    x = feature_major(inputs[0]) if formats[0] else inputs[0]
+    for given in (feature_major(grad) if formats[1] else grad, grad.to(memory_format=torch.channels_last)):
+        for actual, right in zip(gradients(x, given, "relu"), expected, strict=True):
+            torch.testing.assert_close(actual.contiguous(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("maker", LAYOUT_MAKERS)
+def test_gradcheck_of_a_fused_relu(maker: str) -> None:
+    weight, mask = masked_weight((4, 2, 3, 3), 0.5)
+    layout = LAYOUT_MAKERS[maker](mask)
+    inputs = (
+        torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True),
+        layout.gather(weight).requires_grad_(),
+        torch.randn(4, dtype=torch.float64, requires_grad=True),
+    )
+
+    def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv2d(x, values, layout, bias, padding=1, groups=2, activation="relu")
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
 def test_a_nan_reaches_only_outputs_that_read_it() -> None:
     mask = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
     mask[0, 0, 1, 1] = mask[1, 0, 0, 0] = True

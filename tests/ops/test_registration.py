@@ -62,7 +62,8 @@ def test_opcheck_conv2d(kind: str) -> None:
     torch.library.opcheck(OPS[kind].conv2d.overload, (x, values, bias, *tail, *geometry), test_utils=CHECKS)
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn_like(y), x, values, *tail, *geometry, wanted)
-        torch.library.opcheck(OPS[kind].conv2d_backward.overload, arguments, test_utils=CHECKS)
+        for activated in ((), (torch.randn_like(y),)):
+            torch.library.opcheck(OPS[kind].conv2d_backward.overload, (*arguments, *activated), test_utils=CHECKS)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
