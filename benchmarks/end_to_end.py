@@ -28,7 +28,7 @@ COLUMNS = (
     *("network", "part", "candidate", "density", "weights_kept", "layouts", "batch", "optimizer"),
     *("median_ms", "p20_ms", "p80_ms", "rounds", "forward_ms", "backward_ms", "optimizer_ms"),
     *("parameter_bytes", "gradient_bytes", "optimizer_bytes", "index_bytes", "saved_bytes"),
-    *("level", "iterations", "level_seconds", "train_seconds", "floor_seconds"),
+    *("level", "iterations", "plan_seconds", "level_seconds", "train_seconds", "floor_seconds"),
     *("ratio", "ratio_p20", "ratio_p80", "ratio_to"),
 )
 
@@ -150,6 +150,7 @@ class Run:
             "optimizer": one.network.solver,
             "level": str(one.level),
             "iterations": str(one.iterations),
+            "plan_seconds": f"{one.plan_seconds:.4f}",
             "level_seconds": f"{one.seconds:.4f}",
             "train_seconds": f"{one.train_seconds:.4f}",
             "floor_seconds": f"{self.floor(one):.4f}",
@@ -188,6 +189,7 @@ class Run:
             ("all", "", f"{masked:.2f}", f"{total:.2f}", f"{training:.2f}", f"{floor:.2f}", f"{masked / total:.2f}")
         )
         title = f"Search, {name}, {ours[0].iterations} iterations a level, {threads} thread(s); seconds"
+        title += f" ({ours[0].plan_seconds:.1f} more to plan)"
         headers = ("level", "weights left", "masked dense", "ours", "of it training", "floor", "ratio")
         return Grid(title, headers, tuple(rows))
 

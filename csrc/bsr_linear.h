@@ -25,15 +25,16 @@ struct BsrWeight {
   const int32_t* perm;  // [nblocks]: where in `values` the blocks are, in column order
 };
 
-// y[n, o] = bias[o] + sum over i of W[o, i] x[n, i]; bias may be null. Reads crow and col.
+// y[n, o] = bias[o] + sum over i of W[o, i] x[n, i]; bias may be null. With relu, max(y, 0), NaN as it is. Reads
+// crow and col.
 template <class T>
 void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides x_strides, const BsrWeight<T>& w, const T* bias,
-                        T* y, Strides y_strides, int threads);
+                        T* y, Strides y_strides, bool relu, int threads);
 
 // dx[n, i] = sum over o of W[o, i] grad[n, o];  dvalues: sum over n of grad[n, o] x[n, i];  dbias[o] = sum over n of
 // grad[n, o]. Any may be null. Reads ccol, row and perm.
 template <class T>
-void bsr_linear_backward(const LinearSizes& sizes, const T* grad, Strides grad_strides, const T* x, Strides x_strides,
+void bsr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides x_strides,
                          const BsrWeight<T>& w, T* dx, Strides dx_strides, T* dvalues, T* dbias, int threads);
 
 }  // namespace lth

@@ -118,7 +118,7 @@ struct Entries {
 
 // Both gradients together, or dW alone, for blocks of few columns.
 template <class T>
-void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const BsrWeight<T>& w,
+void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides xs, const BsrWeight<T>& w,
                     T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
   const Kernels<T>& k = kernels<T>();
   const auto& ops = k.template indexed<int32_t>();
@@ -143,7 +143,7 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
   const size_t dvalues_at = plan.add<T>(weights);
   const size_t offset_at = plan.add<int32_t>(blocks * w.c * (quads.each + singles.each));
   const size_t begin_at = plan.add<int32_t>(2 * (bands + 1) * padded_cols);
-  const size_t out_at = plan.add<T>(chunk * t.lanes, threads);
+  const size_t out_at = plan.add<T>(chunk * t.lanes, threads);  // before that, for pack_share
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
@@ -174,7 +174,7 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team, padded_rows);
+      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, thread, team, padded_rows);
       pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
       barrier(team);
       if (dbias != nullptr)
@@ -211,7 +211,7 @@ void backward_fused(const LinearSizes& sizes, const T* grad, Strides gs, const T
 
 // dX alone, or dX and dW apart, for blocks of several columns.
 template <class T>
-void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const BsrWeight<T>& w,
+void backward_split(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides xs, const BsrWeight<T>& w,
                     T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t padded_rows = round_up(sizes.rows, w.r), block_cols = ceil_div(sizes.cols, w.c);
@@ -234,6 +234,7 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
   const size_t out_at = plan.add<T>(product.chunk() * w.c * t.lanes, threads);
   const size_t values_at = plan.add<T>(masked ? weights : 0);
   const size_t next_at = plan.add<int32_t>(dw ? block_cols : 0, threads);
+  const size_t gate_at = plan.add<T>(gate_size(grad, t), threads);
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
@@ -241,6 +242,7 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
 
   parallel(threads, [&](int thread, int team) {
     T* const out = scratch.at<T>(out_at, product.chunk() * w.c * t.lanes, thread);
+    T* const gate = scratch.at<T>(gate_at, gate_size(grad, t), thread);
     // The blocks whose dw this thread computes, the columns they lie in, and the next of them in each of these.
     const Range mine = share(blocks, thread, team);
     const auto column_at = [&](int64_t block) { return row_at(w.ccol, block_cols + 1, 0, block + 1) - 1; };
@@ -251,7 +253,7 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team, padded_rows);
+      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, gate, thread, team, padded_rows);
       if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
       barrier(team);
       if (dbias != nullptr)
@@ -291,7 +293,7 @@ void backward_split(const LinearSizes& sizes, const T* grad, Strides gs, const T
 }  // namespace
 
 template <class T>
-void bsr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs,
+void bsr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides xs,
                          const BsrWeight<T>& w, T* dx, Strides dxs, T* dvalues, T* dbias, int threads) {
   if (sizes.batch == 0) {
     const int64_t weights = w.ccol[ceil_div(sizes.cols, w.c)] * w.r * w.c;
@@ -300,11 +302,11 @@ void bsr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     return;
   }
   const bool fused = dvalues != nullptr && w.c < kSplitColumns;
-  (fused ? &backward_fused<T> : &backward_split<T>)(sizes, grad, gs, x, xs, w, dx, dxs, dvalues, dbias, threads);
+  (fused ? &backward_fused<T> : &backward_split<T>)(sizes, grad, x, xs, w, dx, dxs, dvalues, dbias, threads);
 }
 
 #define LTH_INSTANTIATE(T)                                                                                             \
-  template void bsr_linear_backward<T>(const LinearSizes&, const T*, Strides, const T*, Strides, const BsrWeight<T>&,  \
+  template void bsr_linear_backward<T>(const LinearSizes&, const Gradient<T>&, const T*, Strides, const BsrWeight<T>&, \
                                        T*, Strides, T*, T*, int);
 LTH_INSTANTIATE(float)
 LTH_INSTANTIATE(double)

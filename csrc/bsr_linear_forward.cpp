@@ -25,7 +25,7 @@ void pad_bias(const T* bias, int64_t rows, int64_t padded, T* to) {
 
 template <class T>
 void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
-                 Strides ys, int threads) {
+                 Strides ys, bool relu, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t block_rows = ceil_div(sizes.rows, w.r), padded_rows = block_rows * w.r;
   const int64_t padded_cols = round_up(sizes.cols, w.c), blocks = w.crow[block_rows], weights = blocks * w.r * w.c;
@@ -66,6 +66,7 @@ void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeig
         k.bsr_gemv({packed + n * padded_cols, w.col, values, w.r, w.c, w.crow + b, w.crow + b + 1, count,
                     bias == nullptr ? nullptr : scratch.at<T>(bias_at) + first, from + first});
         const int64_t stop = std::min(sizes.rows, first + count * w.r);
+        if (relu) apply_relu(from + first, stop - first);
         for (int64_t r = first; r < stop; ++r) y[n * ys.batch + r * ys.feature] = from[r];
       }
     }
@@ -76,10 +77,10 @@ void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeig
 
 template <class T>
 void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
-                        Strides ys, int threads) {
+                        Strides ys, bool relu, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
   if (sizes.batch <= kFewSamples && (w.c >= 4 || (w.c == 1 && w.r >= 4))) {
-    forward_few(sizes, x, xs, w, bias, y, ys, threads);
+    forward_few(sizes, x, xs, w, bias, y, ys, relu, threads);
     return;
   }
   const Kernels<T>& k = kernels<T>();
@@ -90,7 +91,7 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   const int64_t round = strips_per_round(t, padded_cols, sizeof(T), threads), strip_size = padded_cols * t.lanes;
   const bool padded_bias = bias != nullptr && padded_rows > sizes.rows;
 
-  Product<T> product{sizes.rows, w.r, w.c, w.crow, w.col, nullptr, w.values, w.c, 1, bias, y, ys};
+  Product<T> product{sizes.rows, w.r, w.c, w.crow, w.col, nullptr, w.values, w.c, 1, bias, y, ys, relu};
   Plan plan;
   const size_t packed_at = plan.add<T>(round * strip_size);
   const size_t out_at = plan.add<T>(product.chunk() * w.r * t.lanes, threads);
@@ -119,7 +120,7 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
 
 #define LTH_INSTANTIATE(T)                                                                                      \
   template void bsr_linear_forward<T>(const LinearSizes&, const T*, Strides, const BsrWeight<T>&, const T*, T*, \
-                                      Strides, int);
+                                      Strides, bool, int);
 LTH_INSTANTIATE(float)
 LTH_INSTANTIATE(double)
 

@@ -50,6 +50,7 @@ struct Product {
   const T* bias;  // of whole block rows, or null
   T* out;
   Strides strides;
+  bool relu = false;
 
   int64_t block_rows() const { return ceil_div(rows, out_block); }
   int64_t chunk() const { return std::max<int64_t>(1, kChunk / out_block); }  // block rows computed between unpackings
@@ -83,7 +84,7 @@ struct Product {
                                  values + done * row_stride, position, out_block * in_block, row_stride, column_stride,
                                  prefetch(strip, done, panel), begin, begin + 1, at_once, out_block,
                                  bias == nullptr ? nullptr : bias + (b + p) * out_block + done, false,
-                                 to + done * t.lanes, t.lanes});
+                                 to + done * t.lanes, t.lanes, relu});
             done += panel;
           }
         }

@@ -77,9 +77,10 @@ void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow,
 
 template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
-                        Strides ys, const int32_t* crow, const Index* col, int threads) {
+                        Strides ys, const int32_t* crow, const Index* col, bool relu, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
-  if (takes_few<T>(sizes.batch)) return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
+  if (takes_few<T>(sizes.batch)) 
+    return csr_few_forward(sizes, x, xs, values, bias, y, ys, crow, col, relu, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
   const Blocks blocks(sizes, nnz, sizeof(T), k.spmm_tile * k.lanes);
@@ -125,7 +126,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
             spmm({all_x + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
                   blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
-                  block > 0, to, t.lanes});
+                  block > 0, to, t.lanes, nullptr, 0, nullptr, relu && block + 1 == blocks.count});
           }
           if (write_y) continue;
           for (int64_t i = 0; i < count; i += kChunk) {
@@ -138,7 +139,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
 }
 
 template <class T, class Index>
-void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values,
+void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides xs, const T* values,
                          T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* crow, const Index* col,
                          const int32_t* ccol, const Index* row, const int32_t* perm, int threads) {
   const Kernels<T>& k = kernels<T>();
@@ -149,7 +150,7 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     return;
   }
   if (takes_rows<T>(sizes.batch, nnz)) {
-    return csr_rows_backward(sizes, grad, gs, x, xs, values, dx, dxs, dvalues, dbias, crow, col, threads);
+    return csr_rows_backward(sizes, grad, x, xs, values, dx, dxs, dvalues, dbias, crow, col, threads);
   }
   const bool dw = dvalues != nullptr, both = dw && dx != nullptr;
   const Tiling t(sizes.batch, k.lanes, dw ? k.backward_tile : k.spmm_tile);
@@ -158,7 +159,7 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, 2 * work);
   const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
-  const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
+  const bool read_grad = is_strip(sizes.batch, grad, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
   const bool write_dx = dx != nullptr && is_strip(sizes.batch, dxs, t.lanes);
 
   Plan plan;
@@ -166,11 +167,11 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
   const size_t x_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
   const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
-  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);
+  const size_t out_at = plan.add<T>(kChunk * t.lanes, threads);  // before that, for pack_share
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
-  const T* const all_grad = read_grad ? grad : packed_grad;
+  const T* const all_grad = read_grad ? grad.data : packed_grad;
   const T* const all_x = read_x ? x : packed_x;
   T* const by_column = scratch.at<T>(values_at);
   T* const dby_column = scratch.at<T>(dvalues_at);
@@ -192,7 +193,7 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      if (!read_grad) pack_share(k, grad, gs, sizes.batch, t, first, strips, sizes.rows, packed_grad, thread, team);
+      if (!read_grad) pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, thread, team);
       if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
       barrier(team);
 
@@ -231,8 +232,8 @@ void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides gs, co
 
 #define LTH_INSTANTIATE(T, Index)                                                                                     \
   template void csr_linear_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,  \
-                                             const int32_t*, const Index*, int);                                      \
-  template void csr_linear_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
+                                             const int32_t*, const Index*, bool, int);                                \
+  template void csr_linear_backward<T, Index>(const LinearSizes&, const Gradient<T>&, const T*, Strides, const T*, T*, \
                                               Strides, T*, T*, const int32_t*, const Index*, const int32_t*,           \
                                               const Index*, const int32_t*, int);
 LTH_INSTANTIATE(float, uint16_t)

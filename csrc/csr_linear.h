@@ -12,15 +12,16 @@
 
 namespace lth {
 
-// y[n, r] = bias[r] + sum over k in [crow[r], crow[r+1]) of values[k] * x[n, col[k]]; bias may be null.
+// y[n, r] = bias[r] + sum over k in [crow[r], crow[r+1]) of values[k] * x[n, col[k]]; bias may be null. With relu,
+// max(y, 0), NaN as it is.
 template <class T, class Index>
 void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides x_strides, const T* values, const T* bias, T* y,
-                        Strides y_strides, const int32_t* crow, const Index* col, int threads);
+                        Strides y_strides, const int32_t* crow, const Index* col, bool relu, int threads);
 
 // dx[n, c] = sum_r v[r, c] grad[n, r];  dvalues[k] = sum_n grad[n, row] x[n, col];  dbias[r] = sum_n grad[n, r]. Any
-// may be null.
+// of these may be null.
 template <class T, class Index>
-void csr_linear_backward(const LinearSizes& sizes, const T* grad, Strides grad_strides, const T* x, Strides x_strides,
+void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides x_strides,
                          const T* values, T* dx, Strides dx_strides, T* dvalues, T* dbias, const int32_t* crow,
                          const Index* col, const int32_t* ccol, const Index* row, const int32_t* perm, int threads);
 

@@ -56,7 +56,7 @@ bool takes_rows(int64_t batch, int64_t nnz) {
 
 template <class T, class Index>
 void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
-                     Strides ys, const int32_t* crow, const Index* col, int threads) {
+                     Strides ys, const int32_t* crow, const Index* col, bool relu, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t lanes = few_lanes(sizes.batch), nnz = crow[sizes.rows];
   const Tiling t(sizes.batch, lanes, 1);
@@ -80,6 +80,7 @@ void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* 
     const auto run = [&](int64_t r, int64_t count, T* out) {
       few({read_x ? x : packed, col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r, ahead,
            out});
+      if (relu) apply_relu(out, count * lanes);
     };
     if (write_y) {
       run(mine.begin, mine.end - mine.begin, y + mine.begin * lanes);
@@ -95,7 +96,7 @@ void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* 
 }
 
 template <class T, class Index>
-void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, const T* x, Strides xs, const T* values,
+void csr_rows_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides xs, const T* values,
                        T* dx, Strides dxs, T* dvalues, T* dbias, const int32_t* crow, const Index* col, int threads) {
   const Kernels<T>& k = kernels<T>();
   const int64_t nnz = crow[sizes.rows];
@@ -104,7 +105,7 @@ void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, cons
   const auto& ops = k.template indexed<Index>();
   const auto scatter = few ? ops.fewgrad[t.lanes] : ops.scatter[t.tile];
   const bool dw = dvalues != nullptr;
-  const bool read_grad = is_strip(sizes.batch, gs, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
+  const bool read_grad = is_strip(sizes.batch, grad, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
   const bool ahead = from_memory(nnz, (dw ? 2 : 1) * sizeof(T) + sizeof(Index));
   const int64_t copy = sizes.cols * t.lanes;
   // Adding up a thread's copy of dx must stay cheap beside its share of the non-zeros.
@@ -115,17 +116,19 @@ void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides gs, cons
   const size_t grad_at = plan.add<T>(read_grad ? 0 : sizes.rows * t.lanes);
   const size_t x_at = plan.add<T>(read_x ? 0 : copy);
   const size_t dx_at = plan.add<T>(dx != nullptr ? copy : 0, threads);
+  const size_t gate_at = plan.add<T>(gate_size(grad, t), threads);
   const Scratch scratch(plan);
   T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
-  const T* const g = read_grad ? grad : packed_grad;
+  const T* const g = read_grad ? grad.data : packed_grad;
 
   parallel(threads, [&](int thread, int team) {
     const Range mine = rows_of(crow, sizes.rows, thread, team);
+    T* const gate = scratch.at<T>(gate_at, gate_size(grad, t), thread);
     T* const own = dx == nullptr ? nullptr : scratch.at<T>(dx_at, copy, thread);
     for (int64_t strip = 0; strip < t.strips; ++strip) {
       if (strip > 0) barrier(team);
-      if (!read_grad) pack_share(k, grad, gs, sizes.batch, t, strip, 1, sizes.rows, packed_grad, thread, team);
+      if (!read_grad) pack_share(k, grad, sizes.batch, t, strip, 1, sizes.rows, packed_grad, gate, thread, team);
       if (!read_x) pack_share(k, x, xs, sizes.batch, t, strip, 1, sizes.cols, packed_x, thread, team);
       if (dx != nullptr) std::memset(own, 0, static_cast<size_t>(copy) * sizeof(T));
       if (!read_grad || !read_x) barrier(team);
@@ -160,8 +163,8 @@ template bool takes_rows<double>(int64_t, int64_t);
 
 #define LTH_INSTANTIATE(T, Index)                                                                                   \
   template void csr_few_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,   \
-                                          const int32_t*, const Index*, int);                                       \
-  template void csr_rows_backward<T, Index>(const LinearSizes&, const T*, Strides, const T*, Strides, const T*, T*, \
+                                          const int32_t*, const Index*, bool, int);                                 \
+  template void csr_rows_backward<T, Index>(const LinearSizes&, const Gradient<T>&, const T*, Strides, const T*, T*, \
                                             Strides, T*, T*, const int32_t*, const Index*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)

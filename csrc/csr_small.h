@@ -20,10 +20,10 @@ bool takes_rows(int64_t batch, int64_t nnz);
 
 template <class T, class Index>
 void csr_few_forward(const LinearSizes& sizes, const T* x, Strides x_strides, const T* values, const T* bias, T* y,
-                     Strides y_strides, const int32_t* crow, const Index* col, int threads);
+                     Strides y_strides, const int32_t* crow, const Index* col, bool relu, int threads);
 
 template <class T, class Index>
-void csr_rows_backward(const LinearSizes& sizes, const T* grad, Strides grad_strides, const T* x, Strides x_strides,
+void csr_rows_backward(const LinearSizes& sizes, const Gradient<T>& grad, const T* x, Strides x_strides,
                        const T* values, T* dx, Strides dx_strides, T* dvalues, T* dbias, const int32_t* crow,
                        const Index* col, int threads);
 

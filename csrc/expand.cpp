@@ -118,8 +118,11 @@ __attribute__((target("avx512f"))) void expand_avx512(uint32_t* values, int64_t 
   int64_t i = 0, k = 0;
   for (; i + 16 <= count; i += 16) {
     const unsigned live = bits[i >> 3] | static_cast<unsigned>(bits[(i >> 3) + 1]) << 8;
-    _mm512_storeu_si512(dense + i, _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(live), values + k));
-    k += __builtin_popcount(live);
+    const int found = __builtin_popcount(live);
+    // Loading under a mask and expanding in the register: the expanding load is microcoded on some processors.
+    const __m512i packed = _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << found) - 1), values + k);
+    _mm512_storeu_si512(dense + i, _mm512_maskz_expand_epi32(static_cast<__mmask16>(live), packed));
+    k += found;
   }
   expand_from(i, values, k, kept, bits, dense, count);
 }

@@ -31,6 +31,7 @@ namespace avx2 {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+#include "relu-inl.h"
 #include "shift-inl.h"
 #include "table-inl.h"
 }  // namespace avx2

@@ -41,6 +41,7 @@ namespace avx512 {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+#include "relu-inl.h"
 #include "shift-inl.h"
 #include "table-inl.h"
 }  // namespace avx512

@@ -16,6 +16,7 @@ namespace scalar {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+#include "relu-inl.h"
 #include "shift-inl.h"
 #include "table-inl.h"
 }  // namespace scalar

@@ -16,8 +16,8 @@
 //     bsr_sddmm     the second half only
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
 //     bsr_gemv      y = W x + bias for a single sample
-// `transpose`, `copy_runs`, `shift_rows` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels know no
-// layers, threads or memory.
+// `transpose`, `copy_runs`, `shift_rows`, `gate` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels
+// know no layers, threads or memory.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ struct Place {
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
 // (null: zero). Registers of a row of y go to `place`, one for each; where that is null they are adjacent, as those of
-// `from` always are. relu: what is written is max(sum, 0), and NaN where the sum is NaN.
+// `from` always are. relu: store max(y, 0), NaN as it is; for the last block of the reduction.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -140,10 +140,10 @@ struct BsrSpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  bool relu = false;
   const T* from = nullptr;
   int64_t from_pitch = 0;
   const Place* place = nullptr;
-  bool relu = false;
 };
 
 // As BackwardArgs, but an entry is R adjacent rows of dy, dy_pitch elements apart: row i at dy + offset[k] * unit +
@@ -239,6 +239,7 @@ struct Kernels {
   void (*shift_rows)(const T* src, int64_t src_pitch, int64_t rows, int64_t lead, int64_t count, int64_t step, T* dst,
                      int64_t dst_pitch, int64_t wide);
   T (*sum)(const T* src, int64_t n);
+  void (*gate)(const T* activated, int64_t n, T* values);  // values[i] = 0 where activated[i] <= 0
   // For each of `runs` runs of n elements, one after the other: `lanes` partial sums, added to `sums` if accumulate.
   void (*add_runs)(const T* src, int64_t runs, int64_t n, bool accumulate, T* sums);
   std::vector<std::string> names;  // one for every microkernel above

@@ -70,7 +70,8 @@ void check_linear(int64_t batch, int64_t rows, int64_t cols, int threads) {
 
 void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Pointer crow, Pointer col, int64_t batch,
                         int64_t rows, int64_t cols, int64_t x_batch_stride, int64_t x_feature_stride,
-                        int64_t y_batch_stride, int64_t y_feature_stride, int index_bits, int dtype, int threads) {
+                        int64_t y_batch_stride, int64_t y_feature_stride, bool relu, int index_bits, int dtype,
+                        int threads) {
   check_linear(batch, rows, cols, threads);
   not_null("crow", crow, true);
   not_null("x", x, batch > 0 && cols > 0);
@@ -80,15 +81,17 @@ void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
     using Index = typename decltype(index)::type;
     lth::csr_linear_forward<T, Index>(
         {batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values), as<const T>(bias),
-        as<T>(y), {y_batch_stride, y_feature_stride}, as<const int32_t>(crow), as<const Index>(col), threads);
+        as<T>(y), {y_batch_stride, y_feature_stride}, as<const int32_t>(crow), as<const Index>(col), relu, threads);
   });
 }
 
-void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Pointer dvalues, Pointer dbias,
-                         Pointer crow, Pointer col, Pointer ccol, Pointer row, Pointer perm, int64_t batch,
-                         int64_t rows, int64_t cols, int64_t grad_batch_stride, int64_t grad_feature_stride,
-                         int64_t x_batch_stride, int64_t x_feature_stride, int64_t dx_batch_stride,
-                         int64_t dx_feature_stride, int index_bits, int dtype, int threads) {
+void csr_linear_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer dx, Pointer dvalues,
+                         Pointer dbias, Pointer crow, Pointer col, Pointer ccol, Pointer row, Pointer perm,
+                         int64_t batch, int64_t rows, int64_t cols, int64_t grad_batch_stride,
+                         int64_t grad_feature_stride, int64_t activated_batch_stride,
+                         int64_t activated_feature_stride, int64_t x_batch_stride, int64_t x_feature_stride,
+                         int64_t dx_batch_stride, int64_t dx_feature_stride, int index_bits, int dtype,
+                         int threads) {
   check_linear(batch, rows, cols, threads);
   not_null("crow", crow, true);
   not_null("ccol", ccol, true);
@@ -97,11 +100,13 @@ void csr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer dx, Po
   with_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
-    lth::csr_linear_backward<T, Index>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
-                                       as<const T>(x), {x_batch_stride, x_feature_stride}, as<const T>(values),
-                                       as<T>(dx), {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias),
-                                       as<const int32_t>(crow), as<const Index>(col), as<const int32_t>(ccol),
-                                       as<const Index>(row), as<const int32_t>(perm), threads);
+    const lth::Gradient<T> dy{as<const T>(grad), {grad_batch_stride, grad_feature_stride}, as<const T>(activated),
+                              {activated_batch_stride, activated_feature_stride}};
+    lth::csr_linear_backward<T, Index>({batch, rows, cols}, dy, as<const T>(x), {x_batch_stride, x_feature_stride},
+                                       as<const T>(values), as<T>(dx), {dx_batch_stride, dx_feature_stride},
+                                       as<T>(dvalues), as<T>(dbias), as<const int32_t>(crow), as<const Index>(col),
+                                       as<const int32_t>(ccol), as<const Index>(row), as<const int32_t>(perm),
+                                       threads);
   });
 }
 
@@ -114,7 +119,7 @@ void check_bsr(int64_t batch, int64_t rows, int64_t cols, int64_t block_rows, in
 void bsr_linear_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, Pointer y, Pointer crow, Pointer col,
                         int64_t batch, int64_t rows, int64_t cols, int64_t block_rows, int64_t block_cols,
                         int64_t x_batch_stride, int64_t x_feature_stride, int64_t y_batch_stride,
-                        int64_t y_feature_stride, int dtype, int threads) {
+                        int64_t y_feature_stride, bool relu, int dtype, int threads) {
   check_bsr(batch, rows, cols, block_rows, block_cols, threads);
   not_null("crow", crow, true);
   not_null("x", x, batch > 0 && cols > 0);
@@ -124,14 +129,15 @@ void bsr_linear_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
     const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
                                    as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};
     lth::bsr_linear_forward<T>({batch, rows, cols}, as<const T>(x), {x_batch_stride, x_feature_stride}, weight,
-                               as<const T>(bias), as<T>(y), {y_batch_stride, y_feature_stride}, threads);
+                               as<const T>(bias), as<T>(y), {y_batch_stride, y_feature_stride}, relu, threads);
   });
 }
 
-void bsr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, Pointer dx, Pointer dvalues,
-                         Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows,
+void bsr_linear_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer mask, Pointer dx,
+                         Pointer dvalues, Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t batch, int64_t rows,
                          int64_t cols, int64_t block_rows, int64_t block_cols, int64_t grad_batch_stride,
-                         int64_t grad_feature_stride, int64_t x_batch_stride, int64_t x_feature_stride,
+                         int64_t grad_feature_stride, int64_t activated_batch_stride,
+                         int64_t activated_feature_stride, int64_t x_batch_stride, int64_t x_feature_stride,
                          int64_t dx_batch_stride, int64_t dx_feature_stride, int dtype, int threads) {
   check_bsr(batch, rows, cols, block_rows, block_cols, threads);
   not_null("ccol", ccol, true);
@@ -141,9 +147,10 @@ void bsr_linear_backward(Pointer grad, Pointer x, Pointer values, Pointer mask, 
     using T = typename decltype(value)::type;
     const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask), nullptr,
                                    nullptr, as<const int32_t>(ccol), as<const int32_t>(row), as<const int32_t>(perm)};
-    lth::bsr_linear_backward<T>({batch, rows, cols}, as<const T>(grad), {grad_batch_stride, grad_feature_stride},
-                                as<const T>(x), {x_batch_stride, x_feature_stride}, weight, as<T>(dx),
-                                {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias), threads);
+    const lth::Gradient<T> dy{as<const T>(grad), {grad_batch_stride, grad_feature_stride}, as<const T>(activated),
+                              {activated_batch_stride, activated_feature_stride}};
+    lth::bsr_linear_backward<T>({batch, rows, cols}, dy, as<const T>(x), {x_batch_stride, x_feature_stride}, weight,
+                                as<T>(dx), {dx_batch_stride, dx_feature_stride}, as<T>(dvalues), as<T>(dbias), threads);
   });
 }
 
@@ -314,22 +321,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("csr_linear_forward", &csr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),
         py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"), py::arg("cols"),
         py::arg("x_batch_stride"), py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"),
-        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
-  m.def("csr_linear_backward", &csr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
-        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"), py::arg("ccol"),
-        py::arg("row"), py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"),
-        py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("x_batch_stride"),
-        py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("index_bits"),
+        py::arg("relu"), py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("csr_linear_backward", &csr_linear_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
+        py::arg("values"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("crow"), py::arg("col"),
+        py::arg("ccol"), py::arg("row"), py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"),
+        py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("activated_batch_stride"),
+        py::arg("activated_feature_stride"), py::arg("x_batch_stride"), py::arg("x_feature_stride"),
+        py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("index_bits"),
         py::arg("dtype"), py::arg("threads"));
   m.def("bsr_linear_forward", &bsr_linear_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("mask"),
         py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("batch"), py::arg("rows"),
         py::arg("cols"), py::arg("block_rows"), py::arg("block_cols"), py::arg("x_batch_stride"),
-        py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("dtype"),
-        py::arg("threads"));
-  m.def("bsr_linear_backward", &bsr_linear_backward, no_gil, py::arg("grad"), py::arg("x"), py::arg("values"),
-        py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
+        py::arg("x_feature_stride"), py::arg("y_batch_stride"), py::arg("y_feature_stride"), py::arg("relu"),
+        py::arg("dtype"), py::arg("threads"));
+  m.def("bsr_linear_backward", &bsr_linear_backward, no_gil, py::arg("grad"), py::arg("activated"),
+        py::arg("x"), py::arg("values"), py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
         py::arg("perm"), py::arg("batch"), py::arg("rows"), py::arg("cols"), py::arg("block_rows"),
-        py::arg("block_cols"), py::arg("grad_batch_stride"), py::arg("grad_feature_stride"), py::arg("x_batch_stride"),
+        py::arg("block_cols"), py::arg("grad_batch_stride"), py::arg("grad_feature_stride"),
+        py::arg("activated_batch_stride"), py::arg("activated_feature_stride"), py::arg("x_batch_stride"),
         py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("dtype"),
         py::arg("threads"));
   m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),

@@ -33,7 +33,8 @@ __attribute__((noinline)) void transpose_edge(const T* src, int64_t src_pitch, i
 // dst[j * dst_pitch + i] = src[i * src_pitch + j] for i < m, j < n; zero for m <= i < m_padded.
 template <class T>
 void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch, int64_t m_padded) {
-  constexpr int64_t kL = Vec<T>::kLanes;
+  // Several cache lines of a row at a time: rows far apart are as many pages and streams, too many for one line each.
+  constexpr int64_t kL = Vec<T>::kLanes, kSpan = 256 / sizeof(T);
   if (m == 1 && m_padded == 1 && dst_pitch == 1) {
     if (n > 0) __builtin_memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
     return;
@@ -42,18 +43,21 @@ void transpose(const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, in
     __builtin_memcpy(dst, src, static_cast<size_t>(m) * sizeof(T));
     return;
   }
-  for (int64_t j = 0; j < n; j += kL) {
-    const int64_t columns = n - j < kL ? n - j : kL;
+  for (int64_t first = 0; first < n; first += kSpan) {
+    const int64_t last = first + kSpan < n ? first + kSpan : n;
     for (int64_t i = 0; i < m_padded; i += kL) {
       const int64_t wide = m_padded - i < kL ? m_padded - i : kL;
       const int64_t rows = m - i < kL ? (m > i ? m - i : 0) : kL;
-      const T* const s = src + i * src_pitch + j;
-      T* const d = dst + j * dst_pitch + i;
-      if (rows == kL && columns == kL && wide == kL) {
-        transpose_block(s, src_pitch, d, dst_pitch);
-      } else {
-        transpose_edge(s, src_pitch, static_cast<int>(rows), static_cast<int>(columns), d, dst_pitch,
-                       static_cast<int>(wide));
+      for (int64_t j = first; j < last; j += kL) {
+        const int64_t columns = last - j < kL ? last - j : kL;
+        const T* const s = src + i * src_pitch + j;
+        T* const d = dst + j * dst_pitch + i;
+        if (rows == kL && columns == kL && wide == kL) {
+          transpose_block(s, src_pitch, d, dst_pitch);
+        } else {
+          transpose_edge(s, src_pitch, static_cast<int>(rows), static_cast<int>(columns), d, dst_pitch,
+                         static_cast<int>(wide));
+        }
       }
     }
   }

@@ -18,6 +18,16 @@ struct Strides {  // of a [batch, features] array, in elements
   int64_t batch, feature;
 };
 
+// dy of a layer. Where `activated` is not null the layer ended in a ReLU that gave it, and dy counts where the ReLU
+// passed it on.
+template <class T>
+struct Gradient {
+  const T* data;
+  Strides strides;
+  const T* activated = nullptr;
+  Strides activated_strides = {0, 0};
+};
+
 constexpr int64_t kChunk = 32;  // features packed or unpacked at a time
 
 // Packed activations kept at once, where the batch is large: for each thread, so few that they are still in its cache
@@ -39,6 +49,17 @@ struct Tiling {
 // Whether a [batch, features] array is, as it stands, the one strip of so many lanes that packing would make of it.
 inline bool is_strip(int64_t batch, Strides s, int64_t lanes) {
   return batch == lanes && s.feature == lanes && (batch == 1 || s.batch == 1);
+}
+
+template <class T>
+bool is_strip(int64_t batch, const Gradient<T>& g, int64_t lanes) {
+  return g.activated == nullptr && is_strip(batch, g.strides, lanes);
+}
+
+// values[i] = max(values[i], 0), NaN as it is: where no kernel does so as it stores.
+template <class T>
+void apply_relu(T* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] = values[i] < T(0) ? T(0) : values[i];
 }
 
 // Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
@@ -88,11 +109,12 @@ void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides
   }
 }
 
-// A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks. `padded`
-// features where that is more: the last ones, all zero, are there for blocks that reach over the edge of the weight.
-template <class T>
-void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
-                int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
+// A thread's share of `strips` strips of `features` features, in chunks: calls pack_range(strip, features, to) for its
+// parts. `padded` features where that is more: the last ones, all zero, are there for blocks that reach over the edge
+// of the weight.
+template <class T, class Body>
+void share_strips(const Tiling& t, int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded,
+                  Body&& pack_range) {
   padded = std::max(features, padded);
   const int64_t chunks = ceil_div(features, kChunk);
   const Range mine = share(strips * chunks, thread, threads);
@@ -101,11 +123,42 @@ void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, con
     const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
     const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
     T* const to = packed + strip * padded * t.lanes;
-    pack(k, src, s, batch, t, first + strip, range, to);
+    pack_range(strip, range, to);
     if (range.end == features)
       std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(T));
     i = stop;
   }
+}
+
+// A thread's share of packing strips [first, first + strips).
+template <class T>
+void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
+                int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
+  share_strips(t, strips, features, packed, thread, threads, padded,
+               [&](int64_t strip, Range range, T* to) { pack(k, src, s, batch, t, first + strip, range, to); });
+}
+
+// Elements of `buffer` below.
+template <class T>
+int64_t gate_size(const Gradient<T>& g, const Tiling& t) {
+  return g.activated == nullptr ? 0 : kChunk * t.lanes;
+}
+
+// The same for dy, as it was in front of the ReLU if there was one; `buffer` is this thread's alone.
+template <class T>
+void pack_share(const Kernels<T>& k, const Gradient<T>& g, int64_t batch, const Tiling& t, int64_t first,
+                int64_t strips, int64_t features, T* packed, T* buffer, int thread, int threads, int64_t padded = 0) {
+  share_strips(t, strips, features, packed, thread, threads, padded, [&](int64_t strip, Range range, T* to) {
+    if (g.activated == nullptr) return pack(k, g.data, g.strides, batch, t, first + strip, range, to);
+    for (int64_t f = range.begin; f < range.end; f += kChunk) {
+      const Range part{f, std::min(f + kChunk, range.end)};
+      const int64_t count = part.end - part.begin;
+      pack(k, g.data, g.strides, batch, t, first + strip, part, to);
+      const T* const activated = g.activated + f * g.activated_strides.feature;
+      pack(k, activated, g.activated_strides, batch, t, first + strip, {0, count}, buffer);
+      k.gate(buffer, count * t.lanes, to + f * t.lanes);
+    }
+  });
 }
 
 // Where there are plenty, rows are dealt out in whole chunks: no two threads then write to one cache line of the

@@ -59,6 +59,7 @@ void fill(Kernels<T>& k) {
   k.copy_runs = &copy_runs<T>;
   k.shift_rows = &shift_rows<T>;
   k.sum = &sum<T>;
+  k.gate = &gate<T>;
   k.add_runs = &add_runs<T>;
 #define LTH_MICROKERNEL(op, tile)     \
   add_##op<T, tile, uint16_t>(k.u16); \

@@ -40,6 +40,7 @@ def csr_linear_forward(
     x_feature_stride: int,
     y_batch_stride: int,
     y_feature_stride: int,
+    relu: bool,
     index_bits: int,
     dtype: int,
     threads: int,
@@ -47,10 +48,12 @@ def csr_linear_forward(
     """y[n, r] = bias[r] + sum over k in [crow[r], crow[r + 1]) of values[k] * x[n, col[k]].
 
     ``x`` ``[batch, cols]`` and ``y`` ``[batch, rows]`` have any strides; feature-major (batch stride 1) is the fastest.
+    With ``relu``, max(y, 0); NaN stays NaN.
     """
 
 def csr_linear_backward(
     grad: int,
+    activated: int,
     x: int,
     values: int,
     dx: int,
@@ -66,6 +69,8 @@ def csr_linear_backward(
     cols: int,
     grad_batch_stride: int,
     grad_feature_stride: int,
+    activated_batch_stride: int,
+    activated_feature_stride: int,
     x_batch_stride: int,
     x_feature_stride: int,
     dx_batch_stride: int,
@@ -79,6 +84,8 @@ def csr_linear_backward(
     dx[n, c] = sum over r of W[r, c] grad[n, r];  dvalues[k] = sum over n of grad[n, row of k] x[n, column of k];
     dbias[r] = sum over n of grad[n, r]. Each output may be 0, and is then not computed; ``x`` is read for ``dvalues``
     only, ``values`` for ``dx`` only; small batches need ``crow`` and ``col``, others ``ccol``, ``row`` and ``perm``.
+    Where ``activated``, the result of a call with ``relu``, is given, ``grad`` counts as 0 where that is <= 0, and as
+    it is where that is NaN.
     """
 
 def bsr_linear_forward(
@@ -98,6 +105,7 @@ def bsr_linear_forward(
     x_feature_stride: int,
     y_batch_stride: int,
     y_feature_stride: int,
+    relu: bool,
     dtype: int,
     threads: int,
 ) -> None:
@@ -109,6 +117,7 @@ def bsr_linear_forward(
 
 def bsr_linear_backward(
     grad: int,
+    activated: int,
     x: int,
     values: int,
     mask: int,
@@ -125,6 +134,8 @@ def bsr_linear_backward(
     block_cols: int,
     grad_batch_stride: int,
     grad_feature_stride: int,
+    activated_batch_stride: int,
+    activated_feature_stride: int,
     x_batch_stride: int,
     x_feature_stride: int,
     dx_batch_stride: int,
@@ -163,7 +174,7 @@ def csr_conv2d_forward(
     out_h: int,
     out_w: int,
     feature_major: int,
-    relu: int,
+    relu: bool,
     index_bits: int,
     dtype: int,
     threads: int,
@@ -172,7 +183,7 @@ def csr_conv2d_forward(
 
     Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR
     with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of
-    the row's group. Padding is zeros, the same on opposite sides. With ``relu`` 1 y is max(y, 0), NaN where y is NaN.
+    the row's group. Padding is zeros, the same on opposite sides. With ``relu``, max(y, 0); NaN stays NaN.
     """
 
 def bsr_conv2d_forward(
@@ -200,7 +211,7 @@ def bsr_conv2d_forward(
     out_h: int,
     out_w: int,
     feature_major: int,
-    relu: int,
+    relu: bool,
     block_rows: int,
     block_cols: int,
     dtype: int,

@@ -24,6 +24,7 @@ from lth_sparse.engine import Ticket, find_ticket, levels
 from lth_sparse.formats import Mask
 from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
 from lth_sparse.ops import functional
+from lth_sparse.ops.memory import keep_memory
 
 __all__ = [
     "Mask",
@@ -33,6 +34,7 @@ __all__ = [
     "densify_",
     "find_ticket",
     "functional",
+    "keep_memory",
     "levels",
     "nn",
     "plan",

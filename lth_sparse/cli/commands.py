@@ -123,6 +123,14 @@ def find(
             show_default="the preset's",
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Time the layers first and store each as that says, at every level. Without it, density decides alike "
+            "on all machines.",
+        ),
+    ] = False,
     controls: Annotated[
         bool,
         typer.Option(
@@ -161,6 +169,7 @@ def find(
             output=output,
             layout=layout,
             threads=threads,
+            plan=plan,
         )
     )
 

@@ -23,7 +23,10 @@ from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import TicketResult, find_ticket
 from lth_sparse.engine.settings import Settings
-from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
+from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
+from lth_sparse.nn import plan
+from lth_sparse.nn.convert import check_break_even
+from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.html import Report, write_report
@@ -56,6 +59,7 @@ class Options:
     output: Path | None = None
     layout: str = "auto"
     threads: int | None = None
+    plan: bool = False
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -73,7 +77,10 @@ def run(options: Options, console: Console | None = None) -> int:
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    note = _claim(directory, preset, keywords)
+    keep_memory()
+    note = _claim(directory, preset, keywords | ({"plan": True} if options.plan else {}))
+    if options.plan:
+        keywords["break_even"] = _break_even(directory, preset, data)
     tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
     tracker.crowded = note or _crowded_before(directory)
     study = Study(options, preset, data, directory, keywords, console, tracker)
@@ -240,6 +247,24 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         "scope": options.scope,
         "layout": options.layout,
     }
+
+
+def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:
+    """Break-even densities of the network's layers: those in the directory, or measured now and put there.
+
+    Raises:
+        TicketError: the file is damaged.
+    """
+    path = directory / "plan.json"
+    if not path.exists():
+        model = build_model(preset.model, data, 0, dropout=preset.dropout)
+        measured = plan(model, data.train.x[: preset.batch], densities=(0.5,))
+        densities = {name: round(density, 3) for name, density in measured.break_evens().items()}
+        atomic_write(path, (json.dumps(densities, indent=2) + "\n").encode())
+    try:
+        return check_break_even(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LTHSparseError) as error:
+        raise TicketError(f"{path}: damaged ({error}); delete the directory to start over") from error
 
 
 def _plan(options: Options, preset: Preset) -> list[Key]:

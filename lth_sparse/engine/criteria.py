@@ -67,7 +67,7 @@ def score(criterion: Criterion, name: str, weight: Tensor, mask: Tensor) -> Tens
         RunError: a surviving weight is NaN, which no order can place.
         ArgumentTypeError, ArgumentError: the criterion returned no tensor, another shape, or NaN.
     """
-    if bool(weight[mask].isnan().any()):
+    if bool((weight.isnan() & mask).any()):
         raise RunError(f"{name}: the trained weights hold NaN, so they cannot be pruned; training diverged")
     scores = criterion(name, weight)
     if not isinstance(scores, Tensor):
@@ -77,6 +77,6 @@ def score(criterion: Criterion, name: str, weight: Tensor, mask: Tensor) -> Tens
         raise ArgumentError(expected("criterion", shapes, f"{list(scores.shape)}"))
     scores = scores.detach().cpu()
     scores = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
-    if bool(scores[mask].isnan().any()):
+    if bool((scores.isnan() & mask).any()):
         raise ArgumentError(expected("criterion", f"scores without NaN for {name}", "NaN"))
     return scores

@@ -38,7 +38,7 @@ from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
 from lth_sparse.formats import Mask
-from lth_sparse.nn import dense_state_dict, sparsify_
+from lth_sparse.nn import dense_state_dict, feature_major_, fuse_relu_, sparsify_
 
 __all__ = ["Search"]
 
@@ -204,7 +204,11 @@ class Search(Iterator[Level]):
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         if not pruned:
             return model, []
-        report = sparsify_(model, pruned, layout=self.settings.layout, block=self.settings.block)
+        settings = self.settings
+        report = sparsify_(model, pruned, layout=settings.layout, block=settings.block, break_even=settings.break_even)
+        fuse_relu_(model)
+        if settings.feature_major:
+            feature_major_(model)
         return model, [dataclasses.asdict(row) for row in report.layers]
 
     def _make_level(self, model: nn.Module, k: int, masks: Mask, seed: int, **options: Any) -> Level:

@@ -44,6 +44,8 @@ def find_ticket(
     seed: int = 0,
     reset_parameters: Callable[[nn.Module], Any] | None = None,
     callbacks: Iterable[Any] = (),
+    break_even: Mapping[str, float] | None = None,
+    feature_major: bool = False,
 ) -> TicketResult:
     """Search for winning tickets by iterative pruning: train, prune, rewind, and again.
 
@@ -73,6 +75,10 @@ def find_ticket(
         reset_parameters: ``reset_parameters(model)`` for the control "reinit"; the modules' own by default.
         callbacks: objects with any of on_level_start(level), on_step(level), on_record(level, row) and
             on_level_end(record). Finished levels of a run directory are announced by on_level_end alone.
+        break_even: densities up to which ``layout="auto"`` makes layers sparse, see :func:`lth_sparse.sparsify_`.
+        feature_major: train sparse networks with feature-major activations, see :func:`lth_sparse.nn.feature_major_`.
+
+    Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`.
 
     Returns:
         The tickets, records and controls; the caller's random states are as before.
@@ -102,6 +108,8 @@ def find_ticket(
         layout=layout,
         seed=seed,
         reset_parameters=reset_parameters,
+        break_even=break_even,
+        feature_major=feature_major,
     )
     search = Search(model, settings, directory, callbacks)
     with preserved_rng(), contextlib.closing(search):

@@ -15,6 +15,7 @@ from lth_sparse.engine.rewinding import Rewind
 from lth_sparse.engine.scope import SCOPES
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import LAYOUTS
+from lth_sparse.nn.convert import check_break_even
 
 __all__ = ["Settings"]
 
@@ -44,6 +45,8 @@ class Settings:
     layout: str = "auto"
     seed: int = 0
     reset_parameters: Callable[[nn.Module], Any] | None = None
+    break_even: Mapping[str, float] | None = None
+    feature_major: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.one_shot, bool):
@@ -69,6 +72,10 @@ class Settings:
         if self.layout == "bsr" and self.block is None:
             what = "'auto', 'csr' or 'dense', or granularity='block:RxC' with 'bsr'"
             raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
+        if self.break_even is not None:
+            self._set("break_even", check_break_even(self.break_even))
+        if not isinstance(self.feature_major, bool):
+            raise ArgumentTypeError(expected("feature_major", "True or False", self.feature_major))
         self._set("prune", None if self.prune is None else _strings("prune", self.prune))
         self._set("freeze", _strings("freeze", self.freeze))
         self._check_controls()
@@ -86,7 +93,11 @@ class Settings:
 
     def hyperparameters(self) -> dict[str, Any]:
         """What decides the tickets, as JSON values. Controls do not: they may be added to a finished run."""
+        # Left out where they have no say, so that a directory of before they existed is still the same search's.
+        later: dict[str, Any] = {"break_even": self.break_even} if self.break_even is not None else {}
+        later |= {"feature_major": True} if self.feature_major else {}
         return {
+            **later,
             "levels": self.levels,
             "rate": self.rate,
             "output_rate": self.output_rate,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import LAYOUTS, Layout
 from lth_sparse.nn.base import DENSE_STATE, SparseModule, build_layout
 from lth_sparse.nn.layers import DENSE_CLASSES
@@ -26,7 +26,7 @@ from lth_sparse.nn.sample import conv_options, layer_inputs
 from lth_sparse.nn.tree import ModuleTree, check_root
 from lth_sparse.ops import backend_of, plan
 
-__all__ = ["dense_state_dict", "densify_", "sparsify_"]
+__all__ = ["check_break_even", "dense_state_dict", "densify_", "sparsify_"]
 
 #: Where DistributedDataParallel looks for names of parameters and buffers that it must not synchronise.
 _DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
@@ -41,6 +41,7 @@ def sparsify_(
     cover: str | None = None,
     sample_input: Any = None,
     measure: bool = True,
+    break_even: Mapping[str, float] | None = None,
 ) -> SparsifyReport:
     """Replace pruned Linear, Conv1d and Conv2d layers of ``model`` by sparse ones, in place.
 
@@ -61,6 +62,8 @@ def sparsify_(
             :mod:`lth_sparse.ops.plan_cache`.
         measure: False takes the sample's shapes alone, and ``"auto"`` then goes by a cost model. Without a sample
             nothing is measured, predicted or remembered: density decides, in every run alike.
+        break_even: ``{parameter name: density}`` up to which ``"auto"`` takes CSR rather than dense where there is no
+            sample, instead of a bound that suits most machines; ``ls.plan(model, x).break_evens()`` measures it.
 
     Returns:
         One row for each weight; ``print`` it.
@@ -71,6 +74,7 @@ def sparsify_(
             would be lost, a mask that keeps weights pruned before, nothing pruned at all. The model is unchanged then.
     """
     _check_layout(layout, block, cover)
+    evens = check_break_even(break_even)
     check_root(check_model(model))
     tree = ModuleTree(model)
     skipped: list[Skipped] = []
@@ -83,7 +87,7 @@ def sparsify_(
     rows: list[LayerReport] = []
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
-        choice = _choose(request, layout, block, cover, samples, measure)
+        choice = _choose(request, layout, block, cover, samples, measure, evens.get(request.name))
         converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
@@ -155,6 +159,23 @@ def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None)
     build_layout("bsr" if layout == "auto" else layout, torch.ones(1, 1, dtype=torch.bool), block=block, cover=cover)
 
 
+def check_break_even(given: Mapping[str, float] | None) -> dict[str, float]:
+    """Break-even densities as a dict.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: naming ``break_even``: no mapping, or a value that is no share.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ArgumentTypeError(expected("break_even", "a dict {parameter name: density}", given))
+    for name, density in given.items():
+        number = isinstance(density, (int, float)) and not isinstance(density, bool)
+        if not isinstance(name, str) or not number or not 0.0 <= density <= 1.0:
+            raise ArgumentError(expected(f"break_even[{name!r}]", "a density in [0, 1]", density))
+    return {name: float(density) for name, density in given.items()}
+
+
 def _choose(
     request: Request,
     layout: str,
@@ -162,6 +183,7 @@ def _choose(
     cover: str | None,
     samples: dict[int, Tensor] | None,
     measure: bool,
+    even: float | None,
 ) -> plan.Choice:
     """Layout for one weight, with measured speed-ups where a sample reached one of its modules."""
     reached = [module for module in request.modules if samples and id(module) in samples]
@@ -186,6 +208,7 @@ def _choose(
         conv=conv_options(module),
         block=block if "bsr" in kinds else None,
         kinds=kinds,
+        break_even=even,
     )
     if layout != "auto":  # the user's word stands, whatever the plan would rather have
         measured = (choice.speedup_forward, choice.speedup_backward) if choice.kind == layout else (None, None)

@@ -32,9 +32,10 @@ class FusedReLU(nn.ReLU):
 def fused(layer: SparseModule, operator: Callable[..., Tensor], input: Tensor, *options: Any) -> Tensor:
     """``operator`` over the weight of ``layer`` with its activation, marked.
 
-    A compiler fuses by itself and cannot follow the mark: for it the ReLU stays with its own module.
+    A compiler fuses by itself and cannot follow the mark: for it the ReLU stays with its own module. So it does for a
+    layer that has got hooks since, which are to see its own output.
     """
-    if torch.compiler.is_compiling():
+    if _has_hooks(layer) or torch.compiler.is_compiling():
         return operator(input, layer.values, layer.layout, layer.bias, *options)
     y = operator(input, layer.values, layer.layout, layer.bias, *options, activation=layer.activation)
     setattr(y, _MARK, True)
@@ -44,8 +45,9 @@ def fused(layer: SparseModule, operator: Callable[..., Tensor], input: Tensor, *
 def fuse_relu_(model: nn.Module, enabled: bool = True) -> int:
     """Let sparse layers compute the ``nn.ReLU`` that follows them directly in an ``nn.Sequential``; in place.
 
-    Results are the same. What changes is seen by forward hooks: the layer's output is rectified already. Layers and
-    ReLUs with hooks are therefore left alone, and so is a layer that the model uses in more than one place.
+    Results are the same. Layers and ReLUs with hooks are left alone, as they would see what is rectified already, and
+    so is a layer that the model uses in more than one place. A layer that gets a hook later computes without its ReLU
+    as long as it has one.
 
     Args:
         model: a model after :func:`lth_sparse.sparsify_`.

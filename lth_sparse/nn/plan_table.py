@@ -10,6 +10,7 @@ from typing import Any
 
 from lth_sparse.nn.report import ratio, table
 from lth_sparse.ops.measure import PASSES, Timing
+from lth_sparse.ops.plan import TIE
 
 __all__ = ["BOTTOM", "TOP", "LayerPlan", "PlanTable", "crossing", "rising"]
 
@@ -99,6 +100,17 @@ class LayerPlan:
         """Density up to which the layout is at least as fast as dense torch; see :func:`crossing`."""
         return crossing(self.ratios(layout, which))
 
+    def break_even_with_mask(self, layout: str) -> float:
+        """Density up to which the layout trains clearly faster than the dense one with its mask; 0 where it never does.
+
+        :meth:`break_even` compares with the layer before it was pruned, this one tells how to store it afterwards.
+        """
+        if self.torch is None or self.dense is None:
+            return 0.0
+        masked = self.dense.training / self.torch.training * (1.0 - TIE)
+        steps = self.ratios(layout, "training")
+        return crossing({density: found / masked for density, found in steps.items()}) or 0.0
+
     def seconds(self, density: float, layout: str) -> float:
         """The same at a density in a layout, or in ``"auto"``, the best one; dense torch's where none is known."""
         if self.torch is None:
@@ -139,6 +151,16 @@ class PlanTable:
     step: float
     measured: bool
     environment: dict[str, str]
+
+    def break_evens(self) -> dict[str, float]:
+        """Parameter name -> density up to which CSR is the way to store the pruned weight, for
+        :func:`lth_sparse.sparsify_` and :func:`lth_sparse.find_ticket`: what was measured once decides at every level.
+        """
+        return {
+            f"{layer.name}.weight": layer.break_even_with_mask("csr")
+            for layer in self.layers
+            if layer.torch is not None
+        }
 
     @property
     def elsewhere(self) -> float:

@@ -150,9 +150,14 @@ class _Layer:
         }
 
     def _probe(self, kind: str) -> float | None:
-        """The density to time next, for the step first and then for each pass; None when all are known well enough."""
-        for which, close in (("training", CLOSE), ("forward", 4 * CLOSE), *((one, 4 * CLOSE) for one in PASSES[1:3])):
-            if (density := next_density(self._ratios(kind, which), close)) is not None:
+        """The density to time next, for the step first, against dense torch and against the dense layout, and then for
+        each pass; None when all are known well enough."""
+        steps = self._ratios(kind, "training")
+        dense, base = self.found["dense", DENSE_AT]
+        masked = {density: found * base.training / dense.training for density, found in steps.items()}
+        passes = [(self._ratios(kind, which), 4 * CLOSE) for which in PASSES if which != "training"]
+        for ratios, close in ((steps, CLOSE), (masked, CLOSE), *passes):
+            if (density := next_density(ratios, close)) is not None:
                 return density
         return None
 

@@ -45,10 +45,10 @@ def _linear(
     y = empty_activations(x, (batch, rows), is_feature_major(x))
     _C.csr_linear_forward(
         x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
-        batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1),
+        batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu,
         16 if col.dtype is torch.uint16 else 32, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y.relu_() if relu else y
+    return y
 
 
 def _linear_backward(
@@ -60,17 +60,19 @@ def _linear_backward(
     wanted: list[bool],
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    grad = before_relu(grad, activated)
     rows, cols = shape
     crow, col, ccol, row, perm = index
     dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
     dvalues = _empty(wanted[1], values, values.shape)
     dbias = _empty(wanted[2], values, (rows,))
     dx_batch, dx_feature = (0, 0) if dx is None else (dx.stride(0), dx.stride(1))
+    activated_batch, activated_feature = (0, 0) if activated is None else (activated.stride(0), activated.stride(1))
     _C.csr_linear_backward(
-        grad.data_ptr(), x.data_ptr(), values.data_ptr(), _pointer(dx), _pointer(dvalues), _pointer(dbias),
+        grad.data_ptr(), _pointer(activated), x.data_ptr(), values.data_ptr(),
+        _pointer(dx), _pointer(dvalues), _pointer(dbias),
         crow.data_ptr(), col.data_ptr(), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
-        x.shape[0], rows, cols, grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), dx_batch, dx_feature,
+        x.shape[0], rows, cols, grad.stride(0), grad.stride(1), activated_batch, activated_feature,
+        x.stride(0), x.stride(1), dx_batch, dx_feature,
         _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return schemas.filled(grad, (dx, dvalues, dbias))

@@ -32,9 +32,9 @@ def _linear(
     _C.bsr_linear_forward(
         x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
         crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        x.stride(0), x.stride(1), y.stride(0), y.stride(1), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+        x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y.relu_() if relu else y
+    return y
 
 
 def _linear_backward(
@@ -46,7 +46,6 @@ def _linear_backward(
     wanted: list[bool],
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    grad = before_relu(grad, activated)
     rows, cols = shape
     _, _, ccol, row, perm, value_mask = index
     values = values.contiguous()
@@ -54,11 +53,13 @@ def _linear_backward(
     dvalues = values.new_empty(values.shape) if wanted[1] else None
     dbias = values.new_empty(rows) if wanted[2] else None
     dx_batch, dx_feature = (0, 0) if dx is None else dx.stride()
+    activated_batch, activated_feature = (0, 0) if activated is None else activated.stride()
     _C.bsr_linear_backward(
-        grad.data_ptr(), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
+        grad.data_ptr(), _pointer(activated), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
         _pointer(dx), _pointer(dvalues), _pointer(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
         x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        grad.stride(0), grad.stride(1), x.stride(0), x.stride(1), dx_batch, dx_feature,
+        grad.stride(0), grad.stride(1), activated_batch, activated_feature,
+        x.stride(0), x.stride(1), dx_batch, dx_feature,
         KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return schemas.filled(grad, (dx, dvalues, dbias))

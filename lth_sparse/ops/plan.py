@@ -43,7 +43,7 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
-SMALL, SMALL_BREAK_EVEN = 1 << 15, 0.85
+SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.85}
 
 #: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
 #: kernels load), if it stores at most so many values for each of CSR's.
@@ -93,6 +93,7 @@ def choose_layout(
     conv: Mapping[str, Any] | None = None,
     block: tuple[int, int] | None = None,
     kinds: tuple[str, ...] = ("csr", "dense"),
+    break_even: float | None = None,
 ) -> Choice:
     """Choose the layout for one layer.
 
@@ -108,6 +109,7 @@ def choose_layout(
         conv: keyword arguments of ``functional.conv1d`` / ``conv2d`` (stride, padding, dilation, groups, padding_mode).
         block: with ``"bsr"`` among ``kinds``, its block.
         kinds: layouts to choose from.
+        break_even: density up to which a sparse layout is taken where neither sample nor shape is given.
     """
     for kind in kinds:
         if kind not in LAYOUTS:
@@ -123,7 +125,7 @@ def choose_layout(
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
     if input_shape is not None:
         return _by_model(weight, layouts, input_shape, input_gradient, conv, block)
-    return _by_density(weight, layouts, block)
+    return _by_density(weight, layouts, block, break_even)
 
 
 def fast_kinds(kinds: Iterable[str], weight: Tensor) -> list[str]:
@@ -145,15 +147,19 @@ def _stored(layout: Layout) -> int:
     return layout.numel if layout.kind == "dense" else math.prod(layout.values_shape)
 
 
-def _by_density(weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None) -> Choice:
-    small = weight.dim() == 2 and weight.numel() <= SMALL
-    most = (SMALL_BREAK_EVEN if small else BREAK_EVEN[weight.dim()]) * weight.numel()
+def _by_density(
+    weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None, break_even: float | None
+) -> Choice:
+    small = [even for most, even in SMALL_BREAK_EVEN.items() if weight.dim() == 2 and weight.numel() <= most]
+    usual = [*small, BREAK_EVEN[weight.dim()]][0]
+    most = (usual if break_even is None else break_even) * weight.numel()
     sparse = [kind for kind in layouts if kind != "dense" and _stored(layouts[kind]) <= most]
     if "bsr" in sparse and "csr" in sparse and block is not None:
         padded = _stored(layouts["bsr"]) > MOST_PADDING * _stored(layouts["csr"])
         sparse.remove("bsr" if padded or block[0] < LEAST_ROWS else "csr")
     kind = sparse[0] if sparse else "dense"
-    return Choice(kind, block if kind == "bsr" else None, None, None, "by density, not measured")
+    how = "by density, not measured" if break_even is None else f"by density, break-even at {break_even:.0%}"
+    return Choice(kind, block if kind == "bsr" else None, None, None, how)
 
 
 def _by_sample(

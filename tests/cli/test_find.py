@@ -158,6 +158,25 @@ def test_another_number_of_threads_is_said_beside_the_seconds(
     assert "begun with 1 threads" in facts_of(directory)["crowded"]
 
 
+def test_the_plan_is_measured_once_and_kept_with_the_run(
+    find_tiny: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--seeds", 1, "--no-controls", "--plan", "--output", tmp_path)
+    assert find_tiny(*words).code == 0
+    evens = json.loads((tmp_path / "plan.json").read_text())
+    assert set(evens) == {"fc1.weight", "fc2.weight", "output.weight"}
+    identity = json.loads((tmp_path / "seed_0" / "run.json").read_text())
+    assert identity["hyperparameters"]["break_even"] == evens
+    monkeypatch.setattr("lth_sparse.cli.find.plan", lambda *_, **__: pytest.fail("measured again"))
+    assert find_tiny(*words).code == 0
+    outcome = find_tiny("--seeds", 1, "--no-controls", "--output", tmp_path)
+    assert "holds a run with plan True, but 'nothing' was asked for" in outcome.err
+    (tmp_path / "plan.json").write_text('{"fc1.weight": 3}')
+    outcome = find_tiny(*words)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "plan.json: damaged" in outcome.err
+
+
 def copy_of(finished: tuple[Path, Any], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "copy"))
 

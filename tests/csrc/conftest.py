@@ -73,6 +73,10 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def strides(matrix: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if matrix is None else (matrix.stride(0), matrix.stride(1))
+
+
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
@@ -110,12 +114,20 @@ class Index:
 class Linear(Index):
     """csr_linear_*: outputs are poisoned before the call, so that an element that is not written shows up."""
 
-    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None, threads: int, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        threads: int,
+        y: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
         if y is None:
             y = poisoned((x.shape[0], self.rows), x.dtype)
         _C.csr_linear_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
-            x.shape[0], self.rows, self.cols, *x.stride(), *y.stride(),
+            x.shape[0], self.rows, self.cols, *x.stride(), *y.stride(), relu,
             self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return y
@@ -128,16 +140,17 @@ class Linear(Index):
         threads: int,
         wanted: str = "dx dvalues dbias",
         dx: Tensor | None = None,
+        activated: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if dx is None and "dx" in wanted:
             dx = poisoned((x.shape[0], self.cols), x.dtype)
         dvalues = poisoned((self.nnz,), x.dtype) if "dvalues" in wanted else None
         dbias = poisoned((self.rows,), x.dtype) if "dbias" in wanted else None
         _C.csr_linear_backward(
-            address(grad), address(x), address(values), address(dx), address(dvalues), address(dbias),
-            address(self.crow), address(self.col), address(self.ccol), address(self.row), address(self.perm),
-            x.shape[0], self.rows, self.cols, *grad.stride(), *x.stride(), *(dx.stride() if dx is not None else (0, 0)),
-            self.bits, int(x.dtype == torch.float64), threads,
+            address(grad), address(activated), address(x), address(values), address(dx), address(dvalues),
+            address(dbias), address(self.crow), address(self.col), address(self.ccol), address(self.row),
+            address(self.perm), x.shape[0], self.rows, self.cols, *grad.stride(), *strides(activated), *x.stride(),
+            *strides(dx), self.bits, int(x.dtype == torch.float64), threads,
         )  # fmt: skip
         return dx, dvalues, dbias
 

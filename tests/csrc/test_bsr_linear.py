@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,6 +32,10 @@ SIZES = [
 
 def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def strides(matrix: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if matrix is None else (matrix.stride(0), matrix.stride(1))
 
 
 def blocked(matrix: Tensor, block: tuple[int, int]) -> Tensor:
@@ -66,25 +71,35 @@ class Layer:
     def poisoned(self, *shape: int) -> Tensor:
         return torch.full(shape, float("nan"), dtype=self.dtype)
 
-    def forward(self, x: Tensor, bias: Tensor | None, threads: int, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None, threads: int, y: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
         y = self.poisoned(x.shape[0], self.rows) if y is None else y
         _C.bsr_linear_forward(
             address(x), address(self.values), address(self.live), address(bias), address(y), address(self.crow),
-            address(self.col), *self.sizes(x), *x.stride(), *y.stride(), int(self.dtype == torch.float64), threads,
+            address(self.col), *self.sizes(x), *x.stride(), *y.stride(), relu, int(self.dtype == torch.float64),
+            threads,
         )  # fmt: skip
         return y
 
     def backward(
-        self, grad: Tensor, x: Tensor, threads: int, wanted: str = "dx dvalues dbias", dx: Tensor | None = None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        threads: int,
+        wanted: str = "dx dvalues dbias",
+        dx: Tensor | None = None,
+        activated: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if dx is None and "dx" in wanted:
             dx = self.poisoned(x.shape[0], self.cols)
         dvalues = self.poisoned(*self.values.shape) if "dvalues" in wanted else None
         dbias = self.poisoned(self.rows) if "dbias" in wanted else None
         _C.bsr_linear_backward(
-            address(grad), address(x), address(self.values), address(self.live), address(dx), address(dvalues),
-            address(dbias), address(self.ccol), address(self.row), address(self.perm), *self.sizes(x), *grad.stride(),
-            *x.stride(), *(dx.stride() if dx is not None else (0, 0)), int(self.dtype == torch.float64), threads,
+            address(grad), address(activated), address(x), address(self.values), address(self.live), address(dx),
+            address(dvalues), address(dbias), address(self.ccol), address(self.row), address(self.perm),
+            *self.sizes(x), *grad.stride(), *strides(activated), *x.stride(), *strides(dx),
+            int(self.dtype == torch.float64), threads,
         )  # fmt: skip
         return dx, dvalues, dbias
 
@@ -186,6 +201,41 @@ def test_any_strides_give_the_same(
     near(layer.forward(x, bias, 2, y), truth[0])
     for gradient, expected in zip(layer.backward(grad, x, 2, dx=dx), truth[1:], strict=True):
         near(gradient, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 60, 129])
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_fused_relu_is_that_of_the_output_and_keeps_nan(
+    near: Any, variant: Any, block: tuple[int, int], batch: int
+) -> None:
+    layer, x, bias, grad = problem(block, (37, 45, batch), variant.dtype, holes=True)
+    y = layer.forward(x, bias, variant.threads, relu=True)
+    near(y, layer.truth(grad, x, bias)[0].relu())
+    for poison in (float("nan"), float("inf")):
+        x[batch - 1, 3] = poison
+        y = layer.forward(x, bias, variant.threads, relu=True)
+        torch.testing.assert_close(y, layer.forward(x, bias, variant.threads).relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["batch-major", "feature-major", "gaps"])
+@pytest.mark.parametrize("batch", [0, 1, 3, 16, 60, 129])
+@pytest.mark.parametrize("block", [(4, 1), (5, 3), (7, 3), (16, 16)], ids=str)
+def test_gradients_count_where_the_activation_passed_them_on(
+    near: Any, isa: str, block: tuple[int, int], batch: int, layout: str
+) -> None:
+    layer, x, bias, grad = problem(block, (37, 45, batch), torch.float32, holes=True)
+    activated = layer.forward(x, bias, 2, relu=True)
+    activated.flatten()[::5] = float("nan")  # passes a gradient on, as in torch
+    truth = layer.truth(torch.ops.aten.threshold_backward(grad, activated, 0), x, bias)
+    activated = relaid(activated, layout)
+    for into, wanted in itertools.product(
+        ("batch-major", "feature-major"), ("dx dvalues dbias", "dx", "dvalues", "dbias")
+    ):
+        found = layer.backward(relaid(grad, into), x, 2, wanted, activated=activated)
+        for name, gradient, expected in zip(("dx", "dvalues", "dbias"), found, truth[1:], strict=True):
+            assert (gradient is not None) == (name in wanted.split())
+            if gradient is not None:
+                near(gradient, expected)
 
 
 def test_strided_outputs_leave_the_gaps_alone(isa: str) -> None:
@@ -293,6 +343,6 @@ def test_the_same_call_gives_the_same_bits(variant: Any, block: tuple[int, int])
 )
 def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) -> None:
     names = ("x", "values", "mask", "bias", "y", "crow", "col", "batch", "rows", "cols", "block_rows", "block_cols")
-    strides = ("x_batch_stride", "x_feature_stride", "y_batch_stride", "y_feature_stride")
+    strides = ("x_batch_stride", "x_feature_stride", "y_batch_stride", "y_feature_stride", "relu")
     with pytest.raises(ValueError, match=message):
         _C.bsr_linear_forward(**{**dict.fromkeys(names + strides, 1), "dtype": 0, "threads": 1, **changed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -149,6 +150,47 @@ def test_any_strides_give_the_same(linear: Any, near: Any, isa: str, into: str, 
     near(layer.forward(x, values, bias, 2, y), truth[0])
     for gradient, expected in zip(layer.backward(grad, x, values, 2, dx=dx), truth[1:], strict=True):
         near(gradient, expected)
+
+
+@pytest.mark.parametrize("batch", [0, *range(1, 9), 13, 16, 60, 129])
+def test_a_fused_relu_is_that_of_the_output_and_keeps_nan(linear: Any, near: Any, variant: Any, batch: int) -> None:
+    layer, x, values, bias, grad = problem(linear, 40, 300, batch, 0.3, variant.index_bits, variant.dtype)
+    y = layer.forward(x, values, bias, variant.threads, relu=True)
+    near(y, layer.truth(grad, x, values, bias)[0].relu())
+    for poison in (float("nan"), float("inf")):
+        x[batch // 2 : batch // 2 + 1, 8] = poison
+        y = layer.forward(x, values, bias, variant.threads, relu=True)
+        plain = layer.forward(x, values, bias, variant.threads)
+        torch.testing.assert_close(y, plain.relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("cols", [600, 5000])
+def test_a_fused_relu_comes_after_the_last_block_of_the_reduction(
+    linear: Any, near: Any, isa: str, cols: int, density: float
+) -> None:
+    layer, x, values, bias, grad = problem(linear, 70, cols, 130, density, 16, torch.float32)
+    near(layer.forward(x, values, bias, 2, relu=True), layer.truth(grad, x, values, bias)[0].relu())
+
+
+@pytest.mark.parametrize("layout", ["batch-major", "feature-major", "gaps"])
+@pytest.mark.parametrize("batch", [*range(9), 13, 16, 32, 60, 129])
+def test_gradients_count_where_the_activation_passed_them_on(
+    linear: Any, near: Any, isa: str, batch: int, layout: str
+) -> None:
+    layer, x, values, bias, grad = problem(linear, 37, 70, batch, 0.3, 16, torch.float32)
+    activated = layer.forward(x, values, bias, 2, relu=True)
+    activated.flatten()[::5] = float("nan")  # passes a gradient on, as in torch
+    truth = layer.truth(torch.ops.aten.threshold_backward(grad, activated, 0), x, values, bias)
+    activated = relaid(activated, layout)
+    for into, wanted in itertools.product(
+        ("batch-major", "feature-major"), ("dx dvalues dbias", "dx", "dvalues", "dbias")
+    ):
+        found = layer.backward(relaid(grad, into), x, values, 2, wanted, activated=activated)
+        for name, gradient, expected in zip(("dx", "dvalues", "dbias"), found, truth[1:], strict=True):
+            assert (gradient is not None) == (name in wanted.split())
+            if gradient is not None:
+                near(gradient, expected)
 
 
 def test_strided_outputs_leave_the_gaps_alone(linear: Any, isa: str) -> None:
@@ -315,6 +357,6 @@ def test_other_python_threads_run_during_a_call(linear: Any) -> None:
 )
 def test_an_impossible_argument_is_named(changed: dict[str, int], message: str) -> None:
     ones = dict.fromkeys(("x", "values", "bias", "y", "crow", "col", "batch", "rows", "cols"), 1)
-    strides = dict.fromkeys(("x_batch_stride", "x_feature_stride", "y_batch_stride", "y_feature_stride"), 1)
+    strides = dict.fromkeys(("x_batch_stride", "x_feature_stride", "y_batch_stride", "y_feature_stride", "relu"), 1)
     with pytest.raises(ValueError, match=message):
         _C.csr_linear_forward(**{**ones, **strides, "index_bits": 16, "dtype": 0, "threads": 1, **changed})

@@ -52,7 +52,7 @@ def test_an_unknown_set_in_the_environment_is_reported_at_the_first_use_not_at_i
     code = """
 import sys
 try:
-    _C.csr_linear_forward(0, 0, 0, 16, 16, 0, 1, 1, 0, 1, 1, 1, 1, 16, 0, 1)
+    _C.csr_linear_forward(0, 0, 0, 16, 16, 0, 1, 1, 0, 1, 1, 1, 1, False, 16, 0, 1)
 except RuntimeError as error:
     print(error)
 _C.set_isa("scalar")

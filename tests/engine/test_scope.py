@@ -165,6 +165,17 @@ def test_ties_go_by_flat_index_and_never_one_too_many() -> None:
     assert mask.reshape(-1).tolist() == [False] * 30 + [True] * 70
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.99])
+def test_the_lowest_are_the_first_of_a_stable_sort(rate: float) -> None:
+    scores = torch.randint(7, (60, 50)).float()
+    scores[0, :3] = torch.tensor([float("inf"), 0.0, -0.0])
+    mask = prune({"a": scores}, everything({"a": (60, 50)}), {"a": rate}, 1).masks["a"]
+    gone = torch.sort(scores.reshape(-1), stable=True).indices[: 3000 - int(mask.sum())]
+    expected = torch.ones(3000, dtype=torch.bool)
+    expected[gone] = False
+    assert torch.equal(mask.reshape(-1), expected)
+
+
 def test_ties_across_layers_go_by_the_order_of_the_layers() -> None:
     shapes = {"b": (1, 10), "a": (1, 10)}
     masks = prune(

@@ -241,6 +241,43 @@ def test_equal_seeds_give_equal_tickets_and_other_seeds_others(search: Search) -
     assert first.ticket.hash != third.ticket.hash
 
 
+def test_relus_are_fused_and_formats_kept_without_changing_the_search(make_train: Any, data: Any) -> None:
+    torch.manual_seed(3)
+    features = data[0].flatten(1).shape[1]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, int(data[1].max()) + 1))
+    seen: list[tuple[int, str | None, str]] = []
+
+    def watch(sparse: Any, level: Any) -> None:
+        seen.append((level.index, getattr(sparse[1], "activation", None), type(sparse[0]).__module__))
+
+    options = {"levels": 1, "layout": "csr"}
+    plain = ls.find_ticket(model, make_train(watch=watch), **options)
+    kept = ls.find_ticket(model, make_train(watch=watch), feature_major=True, **options)
+    ours = "lth_sparse.nn.feature_major"
+    assert seen == [
+        (0, None, "torch.nn.modules.flatten"),
+        (1, "relu", "torch.nn.modules.flatten"),
+        (0, None, "torch.nn.modules.flatten"),
+        (1, "relu", ours),
+    ]
+    one, other = (result.tickets[-1].state_dict("trained") for result in (plain, kept))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_break_even_densities_decide_where_layers_are_sparse(search: Search, make_train: Any, net: nn.Module) -> None:
+    names = [f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    for even, layout in ((1.0, "csr"), (0.0, "dense")):
+        found: list[str] = []
+
+        def watch(model: Any, level: Any, found: list[str] = found) -> None:
+            if level.index:
+                found.extend(m.layout.kind for m in model.modules() if isinstance(m, ls.nn.SparseLinear))
+
+        search(levels=1, train=make_train(watch=watch), break_even=dict.fromkeys(names, even))
+        assert set(found) == {layout}
+
+
 def test_each_ticket_names_its_parent(search: Search) -> None:
     result = search()
     assert [ticket.parent for ticket in result.tickets] == [None, *(ticket.hash for ticket in result.tickets[:-1])]

@@ -44,6 +44,10 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError
         ("seed", -1, ArgumentError),
         ("seed", "0", ArgumentTypeError),
         ("reset_parameters", "xavier", ArgumentTypeError),
+        ("break_even", [0.5], ArgumentTypeError),
+        ("break_even", {"fc.weight": 1.5}, ArgumentError),
+        ("break_even", {"fc.weight": "half"}, ArgumentError),
+        ("feature_major", 1, ArgumentTypeError),
     ],
 )
 def test_a_bad_value_names_its_keyword(keyword: str, value: Any, error: type[Exception]) -> None:
@@ -66,6 +70,12 @@ def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
     assert Settings(granularity="block:8x8", layout="bsr").block == (8, 8)
     assert Settings(granularity="block:8x8", layout="csr").block is None
     assert Settings(granularity="weight").block is None
+
+
+def test_later_keywords_leave_the_identity_of_earlier_runs_alone() -> None:
+    assert not {"break_even", "feature_major"} & set(Settings().hyperparameters())
+    changed = Settings(break_even={"fc.weight": 0.5}, feature_major=True).hyperparameters()
+    assert (changed["break_even"], changed["feature_major"]) == ({"fc.weight": 0.5}, True)
 
 
 def test_an_unknown_keyword_of_levels_is_refused() -> None:

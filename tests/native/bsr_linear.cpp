@@ -32,6 +32,10 @@ void check(const Block& block, const Case& c, bool masked, int seed, int first_t
   std::vector<T> x(static_cast<size_t>(c.batch * c.cols)), grad(static_cast<size_t>(c.batch * c.rows));
   for (T& v : x) v = static_cast<T>(random.uniform());
   for (T& v : grad) v = static_cast<T>(random.uniform());
+  std::vector<T> above(grad.size()), counted(grad);  // dy in front of a ReLU, for half of the cases
+  for (T& v : above) v = static_cast<T>(std::max(0.0, random.uniform()));
+  const bool gated = random.below(2) == 1;
+  for (size_t i = 0; gated && i < grad.size(); ++i) counted[i] = above[i] > 0 ? grad[i] : T(0);
   const Array<T> bias(c.rows);
   random.fill(bias);
 
@@ -41,15 +45,15 @@ void check(const Block& block, const Case& c, bool masked, int seed, int first_t
     for (int64_t n = 0; n < c.batch; ++n) {
       const size_t to = static_cast<size_t>(n * c.rows + row), from = static_cast<size_t>(n * c.cols + col);
       y[to].add(static_cast<double>(w.values[at]) * x[from]);
-      dx[from].add(static_cast<double>(w.values[at]) * grad[to]);
-      dw[static_cast<size_t>(at)].add(static_cast<double>(x[from]) * grad[to]);
+      dx[from].add(static_cast<double>(w.values[at]) * counted[to]);
+      dw[static_cast<size_t>(at)].add(static_cast<double>(x[from]) * counted[to]);
     }
   });
   y_biased = y;
   for (size_t i = 0; i < grad.size(); ++i) {
     const int64_t row = static_cast<int64_t>(i) % c.rows;
     y_biased[i].add(bias[row]);
-    db[static_cast<size_t>(row)].add(grad[i]);
+    db[static_cast<size_t>(row)].add(counted[i]);
   }
 
   const LinearSizes sizes{c.batch, c.rows, c.cols};
@@ -60,19 +64,22 @@ void check(const Block& block, const Case& c, bool masked, int seed, int first_t
                  type_name<T>(), isa, int(block.r), int(block.c), int(c.batch), int(c.rows), int(c.cols), c.density,
                  masked, threads, turn, wanted);
       const Matrix<T> in(c.batch, c.cols, turn % kLayouts), out_grad(c.batch, c.rows, turn / 5 % kLayouts);
-      in.copy(x), out_grad.copy(grad);
+      const Matrix<T> activated(c.batch, c.rows, turn / 625 % kLayouts);
+      in.copy(x), out_grad.copy(grad), activated.copy(above);
       Matrix<T> out(c.batch, c.rows, turn / 25 % kLayouts), in_grad(c.batch, c.cols, turn / 125 % kLayouts);
       poison_scratch();
       bsr_linear_forward<T>(sizes, in.data.data(), in.s, w.weight(), turn % 2 ? bias.data() : nullptr,
-                            out.data.data(), out.s, threads);
-      out.expect(turn % 2 ? y_biased : y, "y");
+                            out.data.data(), out.s, turn & 2, threads);
+      out.expect(turn % 2 ? y_biased : y, "y", turn & 2);
 
       const Array<T> dvalues(w.values.size()), dbias(c.rows);
       BsrWeight<T> weight = w.weight();
       if (!(wanted & 1)) weight.values = nullptr;
       poison_scratch();
-      bsr_linear_backward<T>(sizes, out_grad.data.data(), out_grad.s, wanted & 2 ? in.data.data() : nullptr, in.s,
-                             weight, wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
+      bsr_linear_backward<T>(sizes,
+                             {out_grad.data.data(), out_grad.s, gated ? activated.data.data() : nullptr, activated.s},
+                             wanted & 2 ? in.data.data() : nullptr, in.s, weight,
+                             wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
                              wanted & 2 ? dvalues.data() : nullptr, wanted & 4 ? dbias.data() : nullptr, threads);
       if (wanted & 1) in_grad.expect(dx, "dx");
       if (wanted & 2) expect_sums(dvalues, dw, "dvalues");
@@ -94,8 +101,9 @@ void check_isolation(const Block& block, int64_t batch) {
   each_isa([&](const char* isa) {
     begin_case("bsr linear isolation %s %s block %dx%d batch %d", type_name<T>(), isa, int(block.r), int(block.c),
                int(batch));
-    bsr_linear_forward<T>({batch, rows, cols}, x.data(), {cols, 1}, w.weight(), nullptr, y.data(), {rows, 1}, 2);
-    bsr_linear_backward<T>({batch, rows, cols}, grad.data(), {rows, 1}, nullptr, {cols, 1}, w.weight(), dx.data(),
+    bsr_linear_forward<T>({batch, rows, cols}, x.data(), {cols, 1}, w.weight(), nullptr, y.data(), {rows, 1},
+                          batch % 2 == 0, 2);
+    bsr_linear_backward<T>({batch, rows, cols}, {grad.data(), {rows, 1}}, nullptr, {cols, 1}, w.weight(), dx.data(),
                            {cols, 1}, nullptr, nullptr, 2);
     expect_finite_rows(y, rows, marked, "y");
     expect_finite_rows(dx, cols, marked, "dx");

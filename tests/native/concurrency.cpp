@@ -70,24 +70,24 @@ struct Layers {
     const Csr<uint16_t>& w = linear_weight;
     const Csr<int32_t>& k = conv_weight;
     csr_linear_forward<T, uint16_t>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(),
-                                    r.y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
-    csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
+                                    r.y.data(), {kRows, 1}, w.crow.data(), w.col.data(), false, threads);
+    csr_linear_backward<T, uint16_t>({kBatch, kRows, kCols}, {grad.data(), {kRows, 1}}, x.data(), {kCols, 1},
                                      values.data(), r.dx.data(), {kCols, 1}, r.dvalues.data(), r.dbias.data(),
                                      w.crow.data(), w.col.data(), w.ccol.data(), w.row.data(), w.perm.data(), threads);
     csr_linear_forward<T, uint16_t>({kFew, kRows, kCols}, x.data(), {kCols, 1}, values.data(), bias.data(),
-                                    r.few_y.data(), {kRows, 1}, w.crow.data(), w.col.data(), threads);
-    csr_linear_backward<T, uint16_t>({kFew, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1},
+                                    r.few_y.data(), {kRows, 1}, w.crow.data(), w.col.data(), false, threads);
+    csr_linear_backward<T, uint16_t>({kFew, kRows, kCols}, {grad.data(), {kRows, 1}}, x.data(), {kCols, 1},
                                      values.data(), r.few_dx.data(), {kCols, 1}, r.few_dvalues.data(), nullptr,
                                      w.crow.data(), w.col.data(), w.ccol.data(), w.row.data(), w.perm.data(), threads);
     bsr_linear_forward<T>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, narrow.weight(), bias.data(),
-                          r.narrow_y.data(), {kRows, 1}, threads);
-    bsr_linear_backward<T>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1}, narrow.weight(),
+                          r.narrow_y.data(), {kRows, 1}, false, threads);
+    bsr_linear_backward<T>({kBatch, kRows, kCols}, {grad.data(), {kRows, 1}}, x.data(), {kCols, 1}, narrow.weight(),
                            r.narrow_dx.data(), {kCols, 1}, r.narrow_dvalues.data(), nullptr, threads);
     bsr_linear_forward<T>({kBatch, kRows, kCols}, x.data(), {kCols, 1}, wide.weight(), nullptr, r.wide_y.data(),
-                          {kRows, 1}, threads);
+                          {kRows, 1}, false, threads);
     bsr_linear_forward<T>({kFew, kRows, kCols}, x.data(), {kCols, 1}, wide.weight(), bias.data(), r.wide_few_y.data(),
-                          {kRows, 1}, threads);
-    bsr_linear_backward<T>({kBatch, kRows, kCols}, grad.data(), {kRows, 1}, x.data(), {kCols, 1}, wide.weight(),
+                          {kRows, 1}, false, threads);
+    bsr_linear_backward<T>({kBatch, kRows, kCols}, {grad.data(), {kRows, 1}}, x.data(), {kCols, 1}, wide.weight(),
                            r.wide_dx.data(), {kCols, 1}, r.wide_dvalues.data(), nullptr, threads);
     csr_conv2d_forward<T, int32_t>(conv, image.data(), taps.data(), nullptr, r.image_y.data(), k.crow.data(),
                                    k.col.data(), true, threads);

@@ -31,6 +31,10 @@ void check(const Case& c, int seed) {
   std::vector<T> x(static_cast<size_t>(c.batch * c.cols)), grad(static_cast<size_t>(c.batch * c.rows));
   for (T& v : x) v = static_cast<T>(random.uniform());
   for (T& v : grad) v = static_cast<T>(random.uniform());
+  std::vector<T> above(grad.size()), counted(grad);  // dy in front of a ReLU, for half of the cases
+  for (T& v : above) v = static_cast<T>(std::max(0.0, random.uniform()));
+  const bool gated = random.below(2) == 1;
+  for (size_t i = 0; gated && i < grad.size(); ++i) counted[i] = above[i] > 0 ? grad[i] : T(0);
   const Array<T> values(w.nnz), bias(c.rows);
   random.fill(values), random.fill(bias);
 
@@ -42,12 +46,12 @@ void check(const Case& c, int seed) {
       for (int64_t k = w.crow[r]; k < w.crow[r + 1]; ++k) {
         const size_t from = static_cast<size_t>(n * c.cols + w.col[k]);
         y[at].add(static_cast<double>(values[k]) * x[from]);
-        dx[from].add(static_cast<double>(values[k]) * grad[at]);
-        dw[static_cast<size_t>(k)].add(static_cast<double>(x[from]) * grad[at]);
+        dx[from].add(static_cast<double>(values[k]) * counted[at]);
+        dw[static_cast<size_t>(k)].add(static_cast<double>(x[from]) * counted[at]);
       }
       y_biased[at] = y[at];
       y_biased[at].add(bias[r]);
-      db[static_cast<size_t>(r)].add(grad[at]);
+      db[static_cast<size_t>(r)].add(counted[at]);
     }
   }
 
@@ -59,17 +63,20 @@ void check(const Case& c, int seed) {
                  type_name<T>(), type_name<Index>(), isa, int(c.batch), int(c.rows), int(c.cols), c.density, threads,
                  turn, wanted, takes_few<T>(c.batch), takes_rows<T>(c.batch, w.nnz));
       const Matrix<T> in(c.batch, c.cols, turn % kLayouts), out_grad(c.batch, c.rows, turn / 5 % kLayouts);
-      in.copy(x), out_grad.copy(grad);
+      const Matrix<T> activated(c.batch, c.rows, turn / 625 % kLayouts);
+      in.copy(x), out_grad.copy(grad), activated.copy(above);
       Matrix<T> out(c.batch, c.rows, turn / 25 % kLayouts), in_grad(c.batch, c.cols, turn / 125 % kLayouts);
       poison_scratch();
       csr_linear_forward<T, Index>(sizes, in.data.data(), in.s, values.data(), turn % 2 ? bias.data() : nullptr,
-                                   out.data.data(), out.s, w.crow.data(), w.col.data(), threads);
-      out.expect(turn % 2 ? y_biased : y, "y");
+                                   out.data.data(), out.s, w.crow.data(), w.col.data(), turn & 2, threads);
+      out.expect(turn % 2 ? y_biased : y, "y", turn & 2);
 
       const Array<T> dvalues(w.nnz), dbias(c.rows);
       poison_scratch();
-      csr_linear_backward<T, Index>(sizes, out_grad.data.data(), out_grad.s, wanted & 2 ? in.data.data() : nullptr,
-                                    in.s, wanted & 1 ? values.data() : nullptr,
+      csr_linear_backward<T, Index>(sizes,
+                                    {out_grad.data.data(), out_grad.s, gated ? activated.data.data() : nullptr,
+                                     activated.s},
+                                    wanted & 2 ? in.data.data() : nullptr, in.s, wanted & 1 ? values.data() : nullptr,
                                     wanted & 1 ? in_grad.data.data() : nullptr, in_grad.s,
                                     wanted & 2 ? dvalues.data() : nullptr,
                                     wanted & 4 ? dbias.data() : nullptr, w.crow.data(), w.col.data(), w.ccol.data(),
@@ -95,8 +102,8 @@ void check_isolation(int64_t batch) {
   each_isa([&](const char* isa) {
     begin_case("linear isolation %s %s %s batch %d", type_name<T>(), type_name<Index>(), isa, int(batch));
     csr_linear_forward<T, Index>({batch, rows, cols}, x.data(), {cols, 1}, values.data(), nullptr, y.data(), {rows, 1},
-                                 w.crow.data(), w.col.data(), 2);
-    csr_linear_backward<T, Index>({batch, rows, cols}, grad.data(), {rows, 1}, nullptr, {cols, 1}, values.data(),
+                                 w.crow.data(), w.col.data(), batch % 2 == 0, 2);
+    csr_linear_backward<T, Index>({batch, rows, cols}, {grad.data(), {rows, 1}}, nullptr, {cols, 1}, values.data(),
                                   dx.data(), {cols, 1}, nullptr, nullptr, w.crow.data(), w.col.data(), w.ccol.data(),
                                   w.row.data(), w.perm.data(), 2);
     expect_finite_rows(y, rows, marked, "y");

@@ -35,11 +35,14 @@ struct Matrix {
     }
   }
 
-  // Spoils the data: once only.
-  void expect(const std::vector<Sum>& truth, const char* what) {
+  // What is here is the truth, or max(truth, 0). Spoils the data: once only.
+  void expect(const std::vector<Sum>& truth, const char* what, bool relu = false) {
     for (int64_t n = 0; n < batch; ++n) {
-      for (int64_t f = 0; f < features; ++f)
-        expect_sum(at(n, f), truth[static_cast<size_t>(n * features + f)], what, n, f);
+      for (int64_t f = 0; f < features; ++f) {
+        Sum sum = truth[static_cast<size_t>(n * features + f)];
+        if (relu) sum.value = std::max(sum.value, 0.0);
+        expect_sum(at(n, f), sum, what, n, f);
+      }
     }
     for (int64_t n = 0; n < batch; ++n) {  // what is poison now was a gap, or was never written, which failed above
       for (int64_t f = 0; f < features; ++f) std::memset(&at(n, f), 0xff, sizeof(T));

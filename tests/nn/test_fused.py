@@ -75,6 +75,20 @@ def test_no_conversion_loses_a_relu(x: Tensor) -> None:
     assert torch.equal(model[1](x), torch.relu(x))
 
 
+def test_a_hook_that_comes_later_sees_the_layers_own_output(x: Tensor) -> None:
+    model = sparse_network()
+    right = model[0](x)
+    whole = model(x)
+    ls.nn.fuse_relu_(model)
+    seen: list[Tensor] = []
+    handle = model[0].register_forward_hook(lambda module, args, y: seen.append(y.detach()))
+    assert torch.equal(model(x), whole)
+    assert torch.equal(seen[0], right)
+    assert bool((right < 0).any())
+    handle.remove()
+    assert not bool((model[0](x) < 0).any())
+
+
 def test_layers_with_hooks_or_in_two_places_are_left_alone(x: Tensor) -> None:
     model = sparse_network()
     model[0].register_forward_hook(lambda module, args, y: None)

@@ -249,6 +249,13 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "block": ({"fc1.weight": FULL}, {"layout": "bsr"}, ArgumentError, r"block: expected \(rows, cols\)"),
     "block size": ({"fc1.weight": FULL}, {"block": (0, 1)}, ArgumentError, r"block: expected"),
     "block for csr": ({"fc1.weight": FULL}, {"layout": "csr", "block": (2, 2)}, ArgumentError, r"block: expected None"),
+    "break-even": ({"fc1.weight": FULL}, {"break_even": 0.5}, ArgumentTypeError, r"break_even: expected a dict"),
+    "break-even density": (
+        {"fc1.weight": FULL},
+        {"break_even": {"fc1.weight": 2}},
+        ArgumentError,
+        r"break_even\['fc1.weight'\]: expected a density in \[0, 1\], got 2",
+    ),
     "cover": ({"fc1.weight": FULL}, {"block": (2, 2), "cover": "all"}, ArgumentError, r"cover: expected None, 'zeros'"),
 }
 

@@ -40,6 +40,13 @@ def test_opcheck_linear(kind: str) -> None:
     index, shape = list(layout.index), list(layout.shape)
     torch.library.opcheck(OPS[kind].linear.overload, (x, values, bias, index, shape), test_utils=CHECKS)
     torch.library.opcheck(OPS[kind].linear.overload, (x, values, None, index, shape), test_utils=CHECKS)
+    y = OPS[kind].linear(x, values, bias, index, shape, True)
+    torch.library.opcheck(OPS[kind].linear.overload, (x, values, bias, index, shape, True), test_utils=CHECKS)
+    torch.library.opcheck(
+        OPS[kind].linear_backward.overload,
+        (torch.randn(3, 6), x, values, index, shape, [True, True, True], y),
+        test_utils=CHECKS,
+    )
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn(3, 6), x, values, index, shape, wanted)
         torch.library.opcheck(OPS[kind].linear_backward.overload, arguments, test_utils=CHECKS)
