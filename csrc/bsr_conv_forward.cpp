@@ -80,7 +80,7 @@ struct BlockWeight {
                          entries.begin(block, taps, first), entries.end(block, taps, first), count, height,
                          bias == nullptr ? nullptr : bias + rows.begin + done, block > 0,
                          out.to + (rows.begin + done) * out.to_pitch, out.to_pitch,
-                         out.from + (rows.begin + done) * out.from_pitch, out.from_pitch, out.place, out.relu});
+                         out.relu, out.from + (rows.begin + done) * out.from_pitch, out.from_pitch, out.place});
       done += panel;
     }
   }

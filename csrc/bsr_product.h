@@ -84,7 +84,7 @@ struct Product {
                                  values + done * row_stride, position, out_block * in_block, row_stride, column_stride,
                                  prefetch(strip, done, panel), begin, begin + 1, at_once, out_block,
                                  bias == nullptr ? nullptr : bias + (b + p) * out_block + done, false,
-                                 to + done * t.lanes, t.lanes, nullptr, 0, nullptr, relu});
+                                 to + done * t.lanes, t.lanes, relu});
             done += panel;
           }
         }

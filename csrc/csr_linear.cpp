@@ -126,7 +126,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
             spmm({all_x + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
                   blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
-                  block > 0, to, t.lanes, nullptr, 0, 0, relu && block + 1 == blocks.count});
+                  block > 0, to, t.lanes, nullptr, 0, nullptr, relu && block + 1 == blocks.count});
           }
           if (write_y) continue;
           for (int64_t i = 0; i < count; i += kChunk) {

@@ -40,7 +40,7 @@ struct Place {
 // rows r in [0, rows): non-zeros [begin[r], end[r]); y rows are y_pitch elements apart.
 // accumulate: start from `from`, or from y where that is null (a further block of the reduction), instead of from bias
 // (null: zero). Registers of a row of y go to `place`, one for each; where that is null they are adjacent, as those of
-// `from` always are. relu: what is written is max(sum, 0), and NaN where the sum is NaN.
+// `from` always are. relu: store max(y, 0), NaN as it is; for the last block of the reduction.
 template <class T, class Index>
 struct SpmmArgs {
   const T* x;
@@ -142,10 +142,10 @@ struct BsrSpmmArgs {
   bool accumulate;
   T* y;
   int64_t y_pitch;
+  bool relu = false;
   const T* from = nullptr;
   int64_t from_pitch = 0;
   const Place* place = nullptr;
-  bool relu = false;
 };
 
 // As BackwardArgs, but an entry is R adjacent rows of dy, dy_pitch elements apart: row i at dy + offset[k] * unit +

@@ -26,14 +26,14 @@ struct Vec<float> {
     return v;
   }
   static reg add(reg a, reg b) { return _mm256_add_ps(a, b); }
-  static reg relu(reg v) { return _mm256_max_ps(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static reg gate(reg v, reg activated) {
-    return _mm256_and_ps(v, _mm256_cmp_ps(activated, zero(), _CMP_NLE_UQ));
-  }
   static reg even(reg a, reg b) {
     const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
     return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+  }
+  static reg relu(reg v) { return _mm256_max_ps(zero(), v); }  // of a NaN and zero the second operand
+  static reg gate(reg v, reg activated) {
+    return _mm256_and_ps(v, _mm256_cmp_ps(activated, zero(), _CMP_NLE_UQ));
   }
   static float sum(reg v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -97,12 +97,12 @@ struct Vec<double> {
     return v;
   }
   static reg add(reg a, reg b) { return _mm256_add_pd(a, b); }
-  static reg relu(reg v) { return _mm256_max_pd(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm256_fmadd_pd(a, b, c); }
+  static reg even(reg a, reg b) { return _mm256_permute4x64_pd(_mm256_unpacklo_pd(a, b), 0xd8); }
+  static reg relu(reg v) { return _mm256_max_pd(zero(), v); }  // of a NaN and zero the second operand
   static reg gate(reg v, reg activated) {
     return _mm256_and_pd(v, _mm256_cmp_pd(activated, zero(), _CMP_NLE_UQ));
   }
-  static reg even(reg a, reg b) { return _mm256_permute4x64_pd(_mm256_unpacklo_pd(a, b), 0xd8); }
   static double sum(reg v) {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));

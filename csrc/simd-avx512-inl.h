@@ -26,14 +26,14 @@ struct Vec<float> {
     return v;
   }
   static reg add(reg a, reg b) { return _mm512_add_ps(a, b); }
-  static reg relu(reg v) { return _mm512_max_ps(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
-  static reg gate(reg v, reg activated) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(activated, zero(), _CMP_NLE_UQ), v);
-  }
   static reg even(reg a, reg b) {
     const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return _mm512_permutex2var_ps(a, from, b);
+  }
+  static reg relu(reg v) { return _mm512_max_ps(zero(), v); }  // of a NaN and zero the second operand
+  static reg gate(reg v, reg activated) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(activated, zero(), _CMP_NLE_UQ), v);
   }
   static float sum(reg v) { return _mm512_reduce_add_ps(v); }
 
@@ -111,13 +111,13 @@ struct Vec<double> {
     return v;
   }
   static reg add(reg a, reg b) { return _mm512_add_pd(a, b); }
-  static reg relu(reg v) { return _mm512_max_pd(zero(), v); }  // of a NaN and zero the second operand
   static reg fma(reg a, reg b, reg c) { return _mm512_fmadd_pd(a, b, c); }
-  static reg gate(reg v, reg activated) {
-    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(activated, zero(), _CMP_NLE_UQ), v);
-  }
   static reg even(reg a, reg b) {
     return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b);
+  }
+  static reg relu(reg v) { return _mm512_max_pd(zero(), v); }  // of a NaN and zero the second operand
+  static reg gate(reg v, reg activated) {
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(activated, zero(), _CMP_NLE_UQ), v);
   }
   static double sum(reg v) { return _mm512_reduce_add_pd(v); }
 

@@ -37,12 +37,12 @@ struct Vec<float> {
     return v;
   }
   static reg add(reg a, reg b) { return vaddq_f32(a, b); }
-  static reg relu(reg v) { return vmaxq_f32(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
+  static reg even(reg a, reg b) { return vuzp1q_f32(a, b); }
+  static reg relu(reg v) { return vmaxq_f32(v, zero()); }  // of a NaN and zero NaN
   static reg gate(reg v, reg activated) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcleq_f32(activated, zero())));
   }
-  static reg even(reg a, reg b) { return vuzp1q_f32(a, b); }
   static float sum(reg v) { return vaddvq_f32(v); }
 
   static void add_sums(float* out, const reg (&p)[4], int n = 4) {
@@ -91,12 +91,12 @@ struct Vec<double> {
     return v;
   }
   static reg add(reg a, reg b) { return vaddq_f64(a, b); }
-  static reg relu(reg v) { return vmaxq_f64(v, zero()); }
   static reg fma(reg a, reg b, reg c) { return vfmaq_f64(c, a, b); }
+  static reg even(reg a, reg b) { return vuzp1q_f64(a, b); }
+  static reg relu(reg v) { return vmaxq_f64(v, zero()); }  // of a NaN and zero NaN
   static reg gate(reg v, reg activated) {
     return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(v), vcleq_f64(activated, zero())));
   }
-  static reg even(reg a, reg b) { return vuzp1q_f64(a, b); }
   static double sum(reg v) { return vaddvq_f64(v); }
 
   static void add_sums(double* out, const reg (&p)[4], int n = 4) {

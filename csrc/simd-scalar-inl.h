@@ -45,18 +45,18 @@ struct Vec {
     return v;
   }  // v in a register: stops a load from being repeated as the operand of two instructions
   static reg add(reg a, reg b) { return a + b; }
-  static reg relu(reg v) {  // max(v, 0); NaN stays NaN
-    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? T(0) : v[i];
-    return v;
-  }
   static reg fma(reg a, reg b, reg c) { return a * b + c; }
-  static reg gate(reg v, reg activated) {  // v where a ReLU that gave `activated` passes a gradient on, which NaN does
-    for (int i = 0; i < kLanes; ++i) v[i] = activated[i] <= 0 ? 0 : v[i];
-    return v;
-  }
   static reg even(reg a, reg b) {  // lanes 0, 2, 4, ... of a followed by b
     reg v{};
     for (int i = 0; i < kLanes / 2; ++i) v[i] = a[2 * i], v[kLanes / 2 + i] = b[2 * i];
+    return v;
+  }
+  static reg relu(reg v) {  // max(v, 0); NaN stays NaN
+    for (int i = 0; i < kLanes; ++i) v[i] = v[i] < 0 ? 0 : v[i];
+    return v;
+  }
+  static reg gate(reg v, reg activated) {  // v where a ReLU that gave `activated` passes a gradient on, which NaN does
+    for (int i = 0; i < kLanes; ++i) v[i] = activated[i] <= 0 ? 0 : v[i];
     return v;
   }
   static T sum(reg v) {

@@ -183,7 +183,7 @@ def csr_conv2d_forward(
 
     Both contiguous, or with ``feature_major`` 1 both of memory ``[channels, height, width, n]``, n at least 2. W is CSR
     with one row for each output channel; column (ci * kernel_h + ky) * kernel_w + kx is tap (ky, kx) of channel ci of
-    the row's group. Padding is zeros, the same on opposite sides. With ``relu`` 1 y is max(y, 0), NaN where y is NaN.
+    the row's group. Padding is zeros, the same on opposite sides. With ``relu``, max(y, 0); NaN stays NaN.
     """
 
 def bsr_conv2d_forward(

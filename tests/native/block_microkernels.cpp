@@ -57,8 +57,8 @@ void check_bsr_spmm(const Kernels<T>& k, const IndexedKernels<T, Index>& ops, in
       for (int64_t i = 0; i < tile; ++i) place[i] = {i * k.lanes, partly ? random.below(k.lanes + 1) : k.lanes};
       kernel({x.data(), offset.data(), shape.unit, width, x_pitch, values.data(), placed ? position.data() : nullptr,
               entry, row_stride, column_stride, prefetch, w.begin.data(), w.end.data(), panels, panel_rows,
-              biased ? bias.data() : nullptr, accumulate, y.data(), shape.pitch, apart ? from.data() : nullptr,
-              lanes + 1, partly ? place : nullptr, relu});
+              biased ? bias.data() : nullptr, accumulate, y.data(), shape.pitch, relu, apart ? from.data() : nullptr,
+              lanes + 1, partly ? place : nullptr});
       for (int64_t i = 0; i < y.size(); ++i) {
         const int64_t r = i / shape.pitch, lane = i % shape.pitch, p = r / panel_rows, in = r % panel_rows;
         if (lane >= lanes || in >= rows || lane % k.lanes >= place[lane / k.lanes].lanes) {
