@@ -19,19 +19,19 @@ namespace {
 constexpr int64_t kRowCost = 4;  // a row's own cost, in non-zeros: loading and storing its accumulators
 
 // Where the weight is not very sparse, the forward pass takes the reduction block by block, so that x is read from L1
-// rather than L2: that pays from some 32 non-zeros for each row and block on, with narrow strips, whose blocks hold
+// rather than L2: that pays from some 16 non-zeros for each row and block on, with narrow strips, whose blocks hold
 // more columns, but not with strips so narrow that the weight itself, no longer read in one stream, takes most of the
 // time.
-constexpr int64_t kBlockBytes = 32 << 10;
+constexpr int64_t kBlockBytes = 48 << 10;
 constexpr int64_t kBlockStripBytes = 256;
-constexpr int64_t kBlockNonZeros = 32;
+constexpr int64_t kBlockNonZeros = 16;
 constexpr int64_t kBlockChunk = 256;  // rows for which a block stays in its cache
 
 // A strip that does not fit an L2 cache is read from there in blocks all the same, of this size and of full width.
 constexpr int64_t kFarBytes = 768 << 10;
 constexpr int64_t kFarBlockBytes = 512 << 10;
 constexpr int64_t kFarNonZeros = 16;      // fewer for each row and block are not worth reloading the accumulators
-constexpr int64_t kNearerNonZeros = 56;   // and so many are worth L1 rather than L2 for such a strip
+constexpr int64_t kNearerNonZeros = 84;   // and so many are worth L1 rather than L2 for such a strip
 
 // The blocks of a reduction.
 struct Blocks {
@@ -50,9 +50,34 @@ Blocks forward_blocks(const LinearSizes& sizes, int64_t nnz, int64_t bytes, int6
   const int64_t row_bytes = std::min(sizes.batch, widest_lanes) * bytes;
   const int64_t fit = kBlockBytes / kBlockStripBytes;
   const int64_t least = sizes.cols * row_bytes > kFarBytes ? kNearerNonZeros : kBlockNonZeros;
-  if (sizes.batch * bytes >= kBlockStripBytes && nnz * fit > least * sizes.rows * sizes.cols)
+  if (sizes.batch * bytes > kBlockStripBytes / 4 * 3 && nnz * fit > least * sizes.rows * sizes.cols)
     return {ceil_div(sizes.cols, fit), fit, true};
   return far_blocks(sizes.rows, sizes.cols, nnz, row_bytes);
+}
+
+// The first of the non-zeros [k, end) of a row, columns ascending, whose column is not below `stop`. Most often it lies
+// in a window about `guess`, where counting takes no branches and no memory access waits for another.
+template <class Index>
+int64_t first_from(const Index* col, int64_t k, int64_t end, int64_t guess, int64_t stop) {
+  constexpr int64_t kWindow = 32;
+  if (end - k >= kWindow) {
+    const int64_t at = std::max(k, std::min(guess - kWindow / 2, end - kWindow));
+    const Index limit = static_cast<Index>(stop);
+    Index below = 0;
+    for (int64_t i = 0; i < kWindow; ++i) below = static_cast<Index>(below + (col[at + i] < limit));
+    if ((below > 0 || at == k) && (below < kWindow || at + kWindow == end)) return at + below;
+  }
+  for (int64_t length = end - k; length > 0; length -= (length + 1) / 2) {
+    const int64_t half = (length + 1) / 2;
+    k += half & -static_cast<int64_t>(static_cast<int64_t>(col[k + half - 1]) < stop);
+  }
+  return k;
+}
+
+// Asks for elements [begin, end) ahead of their use.
+template <class T>
+void prefetch(const T* p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
 }
 
 // pointers[block * rows + row]: the first non-zero of each block in each of the rows; [count * rows + row]: their end.
@@ -60,16 +85,13 @@ template <class Index>
 void find_blocks(const Blocks& b, int64_t rows, Range mine, const int32_t* crow, const Index* col, int32_t* pointers) {
   for (int64_t r = mine.begin; r < mine.end; ++r) {
     int64_t k = crow[r];
-    for (int64_t block = 0; block < b.count; ++block) {
+    const int64_t end = crow[r + 1], each = (end - k) / b.count;
+    for (int64_t block = 0; block + 1 < b.count; ++block) {
       pointers[block * rows + r] = static_cast<int32_t>(k);
-      const int64_t stop = (block + 1) * b.cols;
-      int64_t length = std::min(crow[r + 1] - k, b.cols);
-      for (; length > 0; length -= (length + 1) / 2) {  // a binary search without branches to mispredict
-        const int64_t half = (length + 1) / 2;
-        k += half & -static_cast<int64_t>(static_cast<int64_t>(col[k + half - 1]) < stop);
-      }
+      k = first_from(col, k, std::min(end, k + b.cols), k + each, (block + 1) * b.cols);
     }
-    pointers[b.count * rows + r] = crow[r + 1];
+    pointers[(b.count - 1) * rows + r] = static_cast<int32_t>(k);
+    pointers[b.count * rows + r] = static_cast<int32_t>(end);
   }
 }
 
@@ -123,6 +145,12 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
           const int64_t count = std::min(chunk, stop - r);
           T* const to = write_y ? y + r * t.lanes : out;
           for (int64_t block = 0; block < blocks.count; ++block) {
+            if (blocks.count > 1) {  // a piece of the next chunk's weight, which no hardware foresees in this order
+              const int64_t next = crow[r + count], length = crow[std::min(r + count + chunk, stop)] - next;
+              const Range piece = share(length, static_cast<int>(block), static_cast<int>(blocks.count));
+              prefetch(values, next + piece.begin, next + piece.end);
+              prefetch(col, next + piece.begin, next + piece.end);
+            }
             const int32_t* const begin = blocks.count > 1 ? pointers + block * sizes.rows + r : crow + r;
             spmm({all_x + strip * sizes.cols * t.lanes, col, t.lanes, values, begin,
                   blocks.count > 1 ? begin + sizes.rows : begin + 1, count, bias == nullptr ? nullptr : bias + r,
