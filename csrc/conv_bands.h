@@ -69,9 +69,9 @@ struct OutputGradient {
   }
 };
 
-// packed[column * images + i] for packed columns up to row_lanes / images. `at`: the row in image 0 of `source`; image i
-// is i * image_pitch further; `live` images exist, the others are zero. `width` real columns; temporary: width * images
-// elements if step > 1.
+// packed[column * images + i] for packed columns up to row_lanes / images. `at`: the row in image 0 of `source`, image
+// i is i * image_pitch further; `live` images exist, the others are zero. `width` real columns; temporary: width *
+// images elements if step > 1.
 template <class Source, class T>
 void pack_row(const Source& source, int64_t at, int64_t image_pitch, int64_t live, int64_t images, const RowMap& map,
               T* packed, int64_t row_lanes, T* temporary) {

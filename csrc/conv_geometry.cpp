@@ -88,8 +88,8 @@ namespace {
 // What moving a register of one channel costs, in multiply-adds of registers; dy is packed, x and dx may stay in place.
 constexpr double kInPlace = 14, kCopied = 15, kTransposedDy = 16, kTransposedX = 27;
 constexpr double kCollectedDy = 20, kCollectedX = 34;  // some of the images of a pixel
-constexpr double kPlane = 7, kPlaneCopy = 3;
-constexpr double kRun = 12, kPlaneRun = 60;  // for each run of registers besides
+constexpr double kPlane = 6, kPlaneCopy = 2.8;
+constexpr double kRun = 12, kPlaneRun = 54;  // for each run of registers besides
 
 RowTiling tile_of(int64_t n, int64_t images, int64_t positions, int64_t vector_lanes, int64_t widest_tile) {
   RowTiling t;

@@ -70,7 +70,8 @@ struct RowShape {
 
 RowTiling tile_rows(const RowShape& shape, int64_t vector_lanes, int64_t widest_tile);
 
-// For dy packed to planes (conv_transposed.h) with so many copies of each; `positions` are those of several rows.
+// For dy packed to planes (conv_transposed.h) with so many copies of each; `positions` are those of several rows,
+// `outputs` count rows that are packed again.
 RowTiling tile_planes(const RowShape& shape, int64_t copies, int64_t vector_lanes, int64_t widest_tile);
 
 // How the forward pass cuts the output of a block of images into strips. Rows of pixels that fill a strip stand alone

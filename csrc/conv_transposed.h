@@ -33,15 +33,15 @@ struct Backward {
   Geometry g;
   RowTiling t;
   bool planes;
-  int64_t widest;                // registers in a strip, at most
-  double cost;                   // in multiply-adds of registers
-  int64_t dy_pitch;              // elements from one packed output channel to the next
-  int64_t dy_row, dy_column;     // from one packed row to the next, from one shift along the row to the next
-  int64_t unit;                  // of the offsets, which divides those three where taps move by them
-  int64_t dy_size;               // elements of packed dy
-  int64_t x_row;                 // elements in a row of all virtual input channels
-  int64_t band;           // virtual input rows that are packed, computed and unpacked together
-  int64_t dy_rows;        // rows of dy that are kept, at least those that a band reads
+  int64_t widest;             // registers in a strip, at most
+  double cost;                // in multiply-adds of registers
+  int64_t dy_pitch;           // elements from one packed output channel to the next
+  int64_t dy_row, dy_column;  // from one packed row to the next, from one shift along the row to the next
+  int64_t unit;               // of the offsets: divides those of the three by which taps move
+  int64_t dy_size;            // elements of packed dy
+  int64_t x_row;              // elements in a row of all virtual input channels
+  int64_t band;               // virtual input rows that are packed, computed and unpacked together
+  int64_t dy_rows;            // rows of dy that are kept, at least those that a band reads
   int64_t block_channels, blocks;  // output channels of a group that are processed together
   RowMap dy_map;
   std::vector<RowMap> maps;      // by x phase; none for planes
@@ -60,9 +60,10 @@ struct Backward {
       const int64_t row_bytes = channels * copies * s.width * bytes;
       const int64_t most = std::max<int64_t>(1, kPlaneBytes / std::max<int64_t>(1, row_bytes) - g.y.max_shift);
       band = ceil_div(height, ceil_div(height, most));
-      t = tile_planes({s.n, s.width * band, 0, 0, uses, outputs, false}, copies, vector_lanes, widest);
-      cost = t.cost * static_cast<double>(height) / static_cast<double>(band);
       dy_rows = band + g.y.max_shift;
+      const double packed = outputs * static_cast<double>(dy_rows) / static_cast<double>(band);
+      t = tile_planes({s.n, s.width * band, 0, 0, uses, packed, false}, copies, vector_lanes, widest);
+      cost = t.cost * static_cast<double>(height) / static_cast<double>(band);
       dy_row = s.width;
       dy_column = dy_rows * s.width;
       const bool whole = s.width % vector_lanes == 0, moves = g.y.max_shift > 0 || copies > 1;

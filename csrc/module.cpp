@@ -200,10 +200,10 @@ void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
 void bsr_conv2d_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer mask, Pointer dx,
                          Pointer dvalues, Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n,
                          int64_t channels, int64_t height, int64_t width, int64_t out_channels, int64_t groups,
-                         int64_t kernel_h,
-                         int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
-                         int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
-                         bool x_feature_major, int64_t block_rows, int64_t block_cols, int dtype, int threads) {
+                         int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w,
+                         bool grad_feature_major, bool x_feature_major, int64_t block_rows, int64_t block_cols,
+                         int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};
   lth::check(sizes);
@@ -229,9 +229,9 @@ void bsr_conv2d_backward(Pointer grad, Pointer activated, Pointer x, Pointer val
 
 void csr_conv2d_backward(Pointer grad, Pointer activated, Pointer x, Pointer values, Pointer dx, Pointer dvalues,
                          Pointer dbias, Pointer ccol, Pointer row, Pointer perm, int64_t n, int64_t channels,
-                         int64_t height, int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h, int64_t kernel_w,
-                         int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
-                         int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
+                         int64_t height, int64_t width, int64_t out_channels, int64_t groups, int64_t kernel_h,
+                         int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                         int64_t dilation_h, int64_t dilation_w, int64_t out_h, int64_t out_w, bool grad_feature_major,
                          bool x_feature_major, int index_bits, int dtype, int threads) {
   const lth::ConvSizes sizes{n,        channels, height, width, out_channels, groups,     kernel_h, kernel_w,
                              stride_h, stride_w, pad_h,  pad_w, dilation_h,   dilation_w, out_h,    out_w};

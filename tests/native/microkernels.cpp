@@ -326,27 +326,45 @@ void check_relu(const Kernels<T>& k, const char* isa) {
   }
 }
 
+// The gradient of an output: what a ReLU passes on, moved as transpose and copy_runs do, and its sum.
 template <class T>
-void check_add_runs(const Kernels<T>& k, const char* isa) {
+void check_gradient(const Kernels<T>& k, const char* isa) {
   Random random(13);
-  for (int64_t n = 0; n <= 5 * k.lanes; ++n) {
-    const int64_t runs = random.below(4);
-    const bool accumulate = n % 2;
-    begin_case("%s add_runs %s runs %d n %d accumulate %d", type_name<T>(), isa, int(runs), int(n), accumulate);
-    const Array<T> src(runs * n), sums(runs * k.lanes), before(sums.size());
-    random.fill(src), random.fill(before);
-    if (accumulate) std::memcpy(sums.data(), before.data(), static_cast<size_t>(sums.size()) * sizeof(T));
-    k.add_runs(src.data(), runs, n, accumulate, sums.data());
-    for (int64_t r = 0; r < runs; ++r) {
-      Sum sum;
-      T found = 0;
-      for (int64_t lane = 0; lane < k.lanes; ++lane) {
-        if (accumulate) sum.add(before[r * k.lanes + lane]);
-        found += sums[r * k.lanes + lane];
-      }
-      for (int64_t i = 0; i < n; ++i) sum.add(src[r * n + i]);
-      sum.terms += k.lanes;  // those of `found`
-      expect_sum(found, sum, "sum", r);
+  for (int64_t n = 0; n <= 3 * k.lanes; ++n) {
+    const int64_t runs = 1 + random.below(2 * k.lanes), pitch = n + random.below(3);
+    const bool gated = n % 2;
+    begin_case("%s gradient %s runs %d n %d gated %d", type_name<T>(), isa, int(runs), int(n), gated);
+    const Array<T> grad((runs - 1) * pitch + n), activated(grad.size()), before(k.lanes);
+    const Array<T> copied(runs * n), turned(runs * n), passed(runs * n);
+    random.fill(grad), random.fill(activated), random.fill(before);
+    const T* const gate = gated ? activated.data() : nullptr;
+    Sum all, first;
+    for (int64_t lane = 0; lane < k.lanes; ++lane) all.add(before[lane]), first.add(before[lane]);
+    for (int64_t i = 0; i < runs * n; ++i) {
+      const int64_t at = i / n * pitch + i % n;
+      passed[i] = gated && activated[at] <= 0 ? T(0) : grad[at];
+      all.add(passed[i]);
+      if (i < n) first.add(passed[i]);
+    }
+    all.terms += k.lanes, first.terms += k.lanes;  // those of `total`
+    const auto expect_total = [&](const Sum& right, const auto& call) {
+      const Array<T> sums(k.lanes);
+      std::memcpy(sums.data(), before.data(), static_cast<size_t>(k.lanes) * sizeof(T));
+      call(sums.data());
+      T total = 0;
+      for (int64_t lane = 0; lane < k.lanes; ++lane) total += sums[lane];
+      expect_sum(total, right, "sum", 0);
+    };
+    expect_total(all, [&](T* sums) {
+      k.copy_gradient(grad.data(), gate, pitch, runs, n, copied.data(), n, n, sums, 0);
+    });
+    expect_total(all, [&](T* sums) {
+      k.transpose_gradient(grad.data(), gate, pitch, runs, n, turned.data(), runs, runs, sums);
+    });
+    expect_total(first, [&](T* sums) { k.sum_gradient(grad.data(), gate, n, sums); });
+    for (int64_t i = 0; i < runs * n; ++i) {
+      expect_equal(copied[i], passed[i], "copied", i / n, i % n);
+      expect_equal(turned[i % n * runs + i / n], passed[i], "transposed", i / n, i % n);
     }
   }
 }
@@ -358,7 +376,7 @@ void check_table(const Kernels<T>& k, const char* isa) {
   check_copy_runs(k, isa);
   check_shift_rows(k, isa);
   check_relu(k, isa);
-  check_add_runs(k, isa);
+  check_gradient(k, isa);
   check_block_kernels(k, isa);
 #define LTH_MICROKERNEL(op, tile)  \
   check_##op(k, k.u16, tile, isa); \
