@@ -21,6 +21,7 @@
 namespace lth {
 namespace avx2 {
 #include "simd-avx2-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"

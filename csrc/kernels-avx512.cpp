@@ -31,6 +31,7 @@
 namespace lth {
 namespace avx512 {
 #include "simd-avx512-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"

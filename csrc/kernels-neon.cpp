@@ -18,6 +18,7 @@
 namespace lth {
 namespace neon {
 #include "simd-neon-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"

@@ -6,6 +6,7 @@
 namespace lth {
 namespace scalar {
 #include "simd-scalar-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"

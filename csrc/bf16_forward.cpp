@@ -1,0 +1,209 @@
+// The forward passes in bfloat16: specialisations of the drivers' entry points, declared in bf16_forward.h.
+//
+// A few samples are computed by kernels that read the weight as it is, since reading it is what takes the time. Else
+// the float drivers compute, on scratch memory: weight and bias are widened once for a call; activations strip by strip
+// (linear), which is what packing would do to them anyway, or some images at a time (convolutions). What a piece needs
+// stays in a near cache where the layer allows it. Sums are floats throughout, rounded once.
+#include "bf16_forward.h"
+
+#include <algorithm>
+
+#include "csr_small.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "strips.h"
+
+namespace lth {
+namespace {
+
+constexpr int64_t kWidenGrain = 1 << 14;    // values that are worth waking a thread for
+constexpr int64_t kImageBytes = 2 << 20;    // of a piece's images, in floats, for each thread
+
+int threads_for(int threads, int64_t values) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, values / kWidenGrain)));
+}
+
+// Values and bias of a layer as floats.
+struct Widened {
+  int64_t values_count, bias_count;
+  size_t values_at, bias_at;
+
+  Widened(Plan& plan, int64_t values, int64_t bias)
+      : values_count(values), bias_count(bias), values_at(plan.add<float>(values)), bias_at(plan.add<float>(bias)) {}
+
+  const float* values(const Scratch& scratch) const { return scratch.at<float>(values_at); }
+  const float* bias(const Scratch& scratch) const {
+    return bias_count == 0 ? nullptr : scratch.at<float>(bias_at);
+  }
+  void fill(const Scratch& scratch, const Bf16* values, const Bf16* bias, int threads) const {
+    parallel(threads_for(threads, values_count), [&](int thread, int team) {
+      const Range mine = share(values_count, thread, team);
+      copy(values + mine.begin, mine.end - mine.begin, scratch.at<float>(values_at) + mine.begin);
+    });
+    if (bias_count > 0) copy(bias, bias_count, scratch.at<float>(bias_at));
+  }
+};
+
+// A linear layer of `stored` values, strip by strip: product(samples, values, bias, x, y) computes y [rows][samples]
+// from x [cols][samples].
+template <class Product>
+void linear_by_strips(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, int64_t stored,
+                      const Bf16* bias, Bf16* y, Strides ys, int threads, Product&& product) {
+  const Kernels<float>& k = kernels<float>();
+  const Tiling t(sizes.batch, k.lanes, k.spmm_tile);
+  Plan plan;
+  const Widened weight(plan, stored, bias == nullptr ? 0 : sizes.rows);
+  const size_t x_at = plan.add<float>(sizes.cols * t.lanes);
+  const size_t y_at = plan.add<float>(sizes.rows * t.lanes);
+  const Scratch scratch(plan);
+  float* const in = scratch.at<float>(x_at);
+  float* const out = scratch.at<float>(y_at);
+  weight.fill(scratch, values, bias, threads);
+  for (int64_t strip = 0; strip < t.strips; ++strip) {
+    parallel(threads_for(threads, sizes.cols * t.lanes), [&](int thread, int team) {
+      pack_share(k, x, xs, sizes.batch, t, strip, 1, sizes.cols, in, thread, team);
+    });
+    product(t.lanes, weight.values(scratch), weight.bias(scratch), in, out);
+    parallel(threads_for(threads, sizes.rows * t.lanes), [&](int thread, int team) {
+      const Range chunks = share(ceil_div(sizes.rows, kChunk), thread, team);
+      for (int64_t r = chunks.begin * kChunk; r < std::min(sizes.rows, chunks.end * kChunk); r += kChunk) {
+        unpack(k, out + r * t.lanes, std::min(kChunk, sizes.rows - r), y, ys, sizes.batch, t, strip, r);
+      }
+    });
+  }
+}
+
+template <class Index>
+void csr_linear(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, const Bf16* bias, Bf16* y,
+                Strides ys, const int32_t* crow, const Index* col, int threads) {
+  if (sizes.batch == 0 || sizes.rows == 0) return;
+  if (takes_few<float>(sizes.batch)) {
+    return csr_few_forward<Bf16, Index>(sizes, x, xs, values, bias, y, ys, crow, col, threads);
+  }
+  linear_by_strips(sizes, x, xs, values, crow[sizes.rows], bias, y, ys, threads,
+                   [&](int64_t samples, const float* v, const float* b, const float* in, float* out) {
+                     csr_linear_forward<float, Index>({samples, sizes.rows, sizes.cols}, in, {1, samples}, v, b, out,
+                                                      {1, samples}, crow, col, threads);
+                   });
+}
+
+// Elements [first, first + images) of each of the runs of an activation with `pixels` elements for an image, to or from
+// a piece of its own: runs of images where it is feature-major, else one run of whole images.
+struct Piece {
+  int64_t first, images, n, pixels;
+  bool feature_major;
+
+  template <class From, class To, class Copy>
+  void move(const From* src, int64_t src_first, int64_t src_n, To* dst, int64_t dst_first, int64_t dst_n, int threads,
+            Copy&& copy_runs) const {
+    parallel(threads_for(threads, images * pixels), [&](int thread, int team) {
+      const Range mine = share(feature_major ? pixels : images * pixels, thread, team);
+      const int64_t count = mine.end - mine.begin;
+      if (feature_major)
+        copy_runs(src + mine.begin * src_n + src_first, src_n, count, images, dst + mine.begin * dst_n + dst_first,
+                  dst_n, images);
+      else
+        copy_runs(src + src_first * pixels + mine.begin, count, 1, count, dst + dst_first * pixels + mine.begin, count,
+                  count);
+    });
+  }
+  void widen(const Bf16* x, float* to, int threads) const {
+    move(x, first, n, to, 0, images, threads, bf16_kernels().widen_runs);
+  }
+  void narrow(const float* from, Bf16* y, int threads) const {
+    move(from, 0, images, y, first, n, threads, bf16_kernels().narrow_runs);
+  }
+};
+
+// A convolution with a weight of `stored` values, some images at a time: product(sizes, values, bias, x, y).
+template <class Product>
+void conv_by_images(const ConvSizes& s, const Bf16* x, const Bf16* values, int64_t stored, const Bf16* bias, Bf16* y,
+                    int threads, Product&& product) {
+  const int64_t in_pixels = s.channels * s.height * s.width, out_pixels = s.out_channels * s.out_h * s.out_w;
+  const int64_t lanes = kernels<float>().lanes, image_bytes = (in_pixels + out_pixels) * static_cast<int64_t>(sizeof(float));
+  const int64_t fit = kImageBytes * threads / std::max<int64_t>(1, image_bytes);
+  const int64_t piece = std::min(s.n, round_up(std::max<int64_t>(1, fit), lanes));
+  Plan plan;
+  const Widened weight(plan, stored, bias == nullptr ? 0 : s.out_channels);
+  const size_t x_at = plan.add<float>(piece * in_pixels);
+  const size_t y_at = plan.add<float>(piece * out_pixels);
+  const Scratch scratch(plan);
+  float* const in = scratch.at<float>(x_at);
+  float* const out = scratch.at<float>(y_at);
+  weight.fill(scratch, values, bias, threads);
+  for (int64_t first = 0; first < s.n; first += piece) {
+    ConvSizes here = s;
+    here.n = std::min(piece, s.n - first);
+    here.feature_major = s.feature_major && here.n > 1;  // of one image both formats are the same
+    Piece{first, here.n, s.n, in_pixels, s.feature_major}.widen(x, in, threads);
+    product(here, weight.values(scratch), weight.bias(scratch), in, out);
+    Piece{first, here.n, s.n, out_pixels, s.feature_major}.narrow(out, y, threads);
+  }
+}
+
+template <class Index>
+void csr_conv2d(const ConvSizes& s, const Bf16* x, const Bf16* values, const Bf16* bias, Bf16* y, const int32_t* crow,
+                const Index* col, int threads) {
+  conv_by_images(s, x, values, crow[s.out_channels], bias, y, threads,
+                 [&](const ConvSizes& here, const float* v, const float* b, const float* in, float* out) {
+                   csr_conv2d_forward<float, Index>(here, in, v, b, out, crow, col, threads);
+                 });
+}
+
+BsrWeight<float> with_values(const BsrWeight<Bf16>& w, const float* values) {
+  return {w.r, w.c, values, w.mask, w.crow, w.col, w.ccol, w.row, w.perm};
+}
+
+}  // namespace
+
+template <>
+void csr_linear_forward<Bf16, uint16_t>(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values,
+                                        const Bf16* bias, Bf16* y, Strides ys, const int32_t* crow,
+                                        const uint16_t* col, int threads) {
+  csr_linear(sizes, x, xs, values, bias, y, ys, crow, col, threads);
+}
+
+template <>
+void csr_linear_forward<Bf16, int32_t>(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values,
+                                       const Bf16* bias, Bf16* y, Strides ys, const int32_t* crow, const int32_t* col,
+                                       int threads) {
+  csr_linear(sizes, x, xs, values, bias, y, ys, crow, col, threads);
+}
+
+template <>
+void bsr_linear_forward<Bf16>(const LinearSizes& sizes, const Bf16* x, Strides xs, const BsrWeight<Bf16>& w,
+                              const Bf16* bias, Bf16* y, Strides ys, int threads) {
+  if (sizes.batch == 0 || sizes.rows == 0) return;
+  if (bsr_takes_few(sizes.batch, w.r, w.c)) return bsr_few_forward(sizes, x, xs, w, bias, y, ys, threads);
+  const int64_t stored = w.crow[ceil_div(sizes.rows, w.r)] * w.r * w.c;
+  linear_by_strips(sizes, x, xs, w.values, stored, bias, y, ys, threads,
+                   [&](int64_t samples, const float* v, const float* b, const float* in, float* out) {
+                     bsr_linear_forward<float>({samples, sizes.rows, sizes.cols}, in, {1, samples}, with_values(w, v),
+                                               b, out, {1, samples}, threads);
+                   });
+}
+
+template <>
+void csr_conv2d_forward<Bf16, uint16_t>(const ConvSizes& s, const Bf16* x, const Bf16* values, const Bf16* bias,
+                                        Bf16* y, const int32_t* crow, const uint16_t* col, int threads) {
+  csr_conv2d(s, x, values, bias, y, crow, col, threads);
+}
+
+template <>
+void csr_conv2d_forward<Bf16, int32_t>(const ConvSizes& s, const Bf16* x, const Bf16* values, const Bf16* bias, Bf16* y,
+                                       const int32_t* crow, const int32_t* col, int threads) {
+  csr_conv2d(s, x, values, bias, y, crow, col, threads);
+}
+
+template <>
+void bsr_conv2d_forward<Bf16>(const ConvSizes& s, const Bf16* x, const BsrWeight<Bf16>& w, const Bf16* bias, Bf16* y,
+                              int threads) {
+  const int64_t stored = w.crow[ceil_div(s.out_channels, w.r)] * w.r * w.c;
+  conv_by_images(s, x, w.values, stored, bias, y, threads,
+                 [&](const ConvSizes& here, const float* v, const float* b, const float* in, float* out) {
+                   bsr_conv2d_forward<float>(here, in, with_values(w, v), b, out, threads);
+                 });
+}
+
+}  // namespace lth
