@@ -17,11 +17,15 @@
 namespace lth {
 namespace {
 
-constexpr int64_t kWidenGrain = 1 << 14;    // values that are worth waking a thread for
-constexpr int64_t kImageBytes = 2 << 20;    // of a piece's images, in floats, for each thread
+constexpr int64_t kWidenGrain = 1 << 14;  // values that are worth waking a thread for
+constexpr int64_t kImageBytes = 2 << 20;  // of a piece's images, in floats, for each thread
 
 int threads_for(int threads, int64_t values) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, values / kWidenGrain)));
+}
+
+void widen(const Bf16* from, int64_t count, float* to) {
+  bf16_kernels().widen_runs(from, count, 1, count, to, count, count);
 }
 
 // Values and bias of a layer as floats.
@@ -33,15 +37,13 @@ struct Widened {
       : values_count(values), bias_count(bias), values_at(plan.add<float>(values)), bias_at(plan.add<float>(bias)) {}
 
   const float* values(const Scratch& scratch) const { return scratch.at<float>(values_at); }
-  const float* bias(const Scratch& scratch) const {
-    return bias_count == 0 ? nullptr : scratch.at<float>(bias_at);
-  }
+  const float* bias(const Scratch& scratch) const { return bias_count == 0 ? nullptr : scratch.at<float>(bias_at); }
   void fill(const Scratch& scratch, const Bf16* values, const Bf16* bias, int threads) const {
     parallel(threads_for(threads, values_count), [&](int thread, int team) {
       const Range mine = share(values_count, thread, team);
-      copy(values + mine.begin, mine.end - mine.begin, scratch.at<float>(values_at) + mine.begin);
+      widen(values + mine.begin, mine.end - mine.begin, scratch.at<float>(values_at) + mine.begin);
     });
-    if (bias_count > 0) copy(bias, bias_count, scratch.at<float>(bias_at));
+    if (bias_count > 0) widen(bias, bias_count, scratch.at<float>(bias_at));
   }
 };
 
@@ -121,7 +123,8 @@ template <class Product>
 void conv_by_images(const ConvSizes& s, const Bf16* x, const Bf16* values, int64_t stored, const Bf16* bias, Bf16* y,
                     int threads, Product&& product) {
   const int64_t in_pixels = s.channels * s.height * s.width, out_pixels = s.out_channels * s.out_h * s.out_w;
-  const int64_t lanes = kernels<float>().lanes, image_bytes = (in_pixels + out_pixels) * static_cast<int64_t>(sizeof(float));
+  const int64_t lanes = kernels<float>().lanes;
+  const int64_t image_bytes = (in_pixels + out_pixels) * static_cast<int64_t>(sizeof(float));
   const int64_t fit = kImageBytes * threads / std::max<int64_t>(1, image_bytes);
   const int64_t piece = std::min(s.n, round_up(std::max<int64_t>(1, fit), lanes));
   Plan plan;

@@ -80,7 +80,8 @@ void csr_few_forward(const LinearSizes& sizes, const S* x, Strides xs, const S* 
   const int64_t lanes = few_lanes(sizes.batch), nnz = crow[sizes.rows];
   const Tiling t(sizes.batch, lanes, 1);
   constexpr bool kSame = std::is_same_v<S, T>;
-  const bool read_x = kSame && is_strip(sizes.batch, xs, lanes), write_y = kSame && is_strip(sizes.batch, ys, lanes);
+  const bool read_x = kSame && is_strip(sizes.batch, xs, lanes);
+  const bool write_y = kSame && is_strip(sizes.batch, ys, lanes);
   const auto few = few_of<S, Index>(lanes);
   const bool ahead = from_memory(nnz, sizeof(S) + sizeof(Index));
   threads = useful(threads, nnz, sizes.rows);

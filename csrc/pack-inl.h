@@ -37,6 +37,10 @@ template <class T, class From, class To>
 void copy_runs(const From* src, int64_t src_pitch, int64_t count, int64_t live, To* dst, int64_t dst_pitch,
                int64_t wide) {
   using V = Vec<T>;
+  if (src_pitch == live && dst_pitch == live && wide == live) {  // one run
+    live = wide = live * count;
+    count = count > 0;
+  }
   for (int64_t i = 0; i < count; ++i, src += src_pitch, dst += dst_pitch) {
     int64_t j = 0;
     for (; j + V::kLanes <= live; j += V::kLanes) Memory<To>::store(dst + j, Memory<From>::load(src + j));

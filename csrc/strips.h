@@ -44,11 +44,18 @@ inline bool is_strip(int64_t batch, Strides s, int64_t lanes) {
 
 // Moving values between memory and strips, where both have one type and where memory has Bf16.
 template <class T>
-void copy(const T* src, int64_t n, T* dst) {
-  std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(T));
+void copy_runs(const Kernels<T>& k, const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst,
+               int64_t dst_pitch, int64_t wide) {
+  k.copy_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
 }
-inline void copy(const Bf16* src, int64_t n, float* dst) { bf16_kernels().widen_runs(src, n, 1, n, dst, n, n); }
-inline void copy(const float* src, int64_t n, Bf16* dst) { bf16_kernels().narrow_runs(src, n, 1, n, dst, n, n); }
+inline void copy_runs(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t count, int64_t live,
+                      float* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().widen_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+inline void copy_runs(const Kernels<float>&, const float* src, int64_t src_pitch, int64_t count, int64_t live,
+                      Bf16* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().narrow_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
 
 template <class T>
 void transpose(const Kernels<T>& k, const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch,
@@ -77,14 +84,14 @@ void pack(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Til
     transpose(k, from, s.batch, samples, count, to, t.lanes, t.lanes);
     return;
   }
+  if (s.batch == 1) {
+    copy_runs(k, from, s.feature, count, samples, to, t.lanes, t.lanes);
+    return;
+  }
   for (int64_t f = 0; f < count; ++f) {
     const S* const p = from + f * s.feature;
     T* const q = to + f * t.lanes;
-    if (s.batch == 1) {
-      copy(p, samples, q);
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i] = static_cast<T>(p[i * s.batch]);
-    }
+    for (int64_t i = 0; i < samples; ++i) q[i] = static_cast<T>(p[i * s.batch]);
     std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
   }
 }
@@ -100,14 +107,14 @@ void unpack(const Kernels<T>& k, const T* packed, int64_t count, S* dst, Strides
     transpose(k, packed, t.lanes, count, samples, to, d.batch, count);
     return;
   }
+  if (d.batch == 1) {
+    copy_runs(k, packed, t.lanes, count, samples, to, d.feature, samples);
+    return;
+  }
   for (int64_t f = 0; f < count; ++f) {
     const T* const p = packed + f * t.lanes;
     S* const q = to + f * d.feature;
-    if (d.batch == 1) {
-      copy(p, samples, q);
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = static_cast<S>(p[i]);
-    }
+    for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = static_cast<S>(p[i]);
   }
 }
 
