@@ -1,12 +1,14 @@
 // The forward passes in bfloat16: specialisations of the drivers' entry points, declared in bf16_forward.h.
 //
-// A few samples are computed by kernels that read the weight as it is, since reading it is what takes the time. Else
-// the float drivers compute, on scratch memory: weight and bias are widened once for a call; activations strip by strip
-// (linear), which is what packing would do to them anyway, or some images at a time (convolutions). What a piece needs
-// stays in a near cache where the layer allows it. Sums are floats throughout, rounded once.
+// A few samples are computed by kernels that read the weight as it is, since reading it is what takes the time. More of
+// them, and the pixels of 1x1 convolutions, are packed as bfloat16 where the processor multiplies it (bf16_dot-inl.h).
+// Else the float drivers compute, on scratch memory: weight and bias are widened once for a call; activations strip by
+// strip (linear), which is what packing would do to them anyway, or some images at a time (convolutions). What a piece
+// needs stays in a near cache where the layer allows it. Sums are floats throughout, rounded once.
 #include "bf16_forward.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "csr_small.h"
 #include "kernels.h"
@@ -19,6 +21,10 @@ namespace {
 
 constexpr int64_t kWidenGrain = 1 << 14;  // values that are worth waking a thread for
 constexpr int64_t kImageBytes = 2 << 20;  // of a piece's images, in floats, for each thread
+
+constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
+constexpr int64_t kDotLanes = 32;         // of bfloat16 in a register
+constexpr int64_t kLeastPixels = 24;      // of an image that fill such registers well enough
 
 int threads_for(int threads, int64_t values) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, values / kWidenGrain)));
@@ -77,12 +83,63 @@ void linear_by_strips(const LinearSizes& sizes, const Bf16* x, Strides xs, const
 }
 
 template <class Index>
+Bf16Kernels::Dot<Index> dot_of(int64_t tile) {
+  if constexpr (std::is_same_v<Index, uint16_t>)
+    return bf16_kernels().dot_u16[tile];
+  else
+    return bf16_kernels().dot_i32[tile];
+}
+
+// Strips of bfloat16, multiplied as such; as csr_linear.cpp does it for floats.
+template <class Index>
+void csr_dot_forward(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, const Bf16* bias, Bf16* y,
+                     Strides ys, const int32_t* crow, const Index* col, int threads) {
+  const Kernels<float>& k = kernels<float>();
+  const Tiling t(sizes.batch, kDotLanes, bf16_kernels().dot_tile);
+  const auto dot = dot_of<Index>(t.tile);
+  const int64_t weight = crow[sizes.rows] + kRowCost * sizes.rows;
+  threads = useful_threads(threads, static_cast<double>(weight) * static_cast<double>(t.lanes * t.strips));
+  const int64_t round = strips_per_round(t, sizes.cols, sizeof(Bf16), threads);
+  const bool read_x = is_strip(sizes.batch, xs, t.lanes);
+
+  Plan plan;
+  const size_t packed_at = plan.add<Bf16>(read_x ? 0 : round * sizes.cols * t.lanes);
+  const size_t out_at = plan.add<float>(kChunk * t.lanes, threads);
+  const Scratch scratch(plan);
+  Bf16* const packed = scratch.at<Bf16>(packed_at);
+
+  parallel(threads, [&](int thread, int team) {
+    float* const out = scratch.at<float>(out_at, kChunk * t.lanes, thread);
+    for (int64_t first = 0; first < t.strips; first += round) {
+      const int64_t strips = std::min(round, t.strips - first);
+      if (first > 0) barrier(team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
+      barrier(team);
+      const Range mine = share(strips * weight, thread, team);
+      for (int64_t strip = mine.begin / weight; strip * weight < mine.end; ++strip) {
+        const auto cut = [&](int64_t at) {
+          return row_at(crow, sizes.rows, kRowCost, std::min(at - strip * weight, weight));
+        };
+        const int64_t stop = cut(mine.end);
+        for (int64_t r = mine.begin <= strip * weight ? 0 : cut(mine.begin); r < stop; r += kChunk) {
+          const int64_t count = std::min(kChunk, stop - r);
+          dot({(read_x ? x : packed) + strip * sizes.cols * t.lanes, col, values, crow + r, crow + r + 1, count,
+               bias == nullptr ? nullptr : bias + r, out});
+          unpack(k, out, count, y, ys, sizes.batch, t, first + strip, r);
+        }
+      }
+    }
+  });
+}
+
+template <class Index>
 void csr_linear(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, const Bf16* bias, Bf16* y,
                 Strides ys, const int32_t* crow, const Index* col, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
   if (takes_few<float>(sizes.batch)) {
     return csr_few_forward<Bf16, Index>(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   }
+  if (bf16_kernels().dot_tile > 0) return csr_dot_forward(sizes, x, xs, values, bias, y, ys, crow, col, threads);
   linear_by_strips(sizes, x, xs, values, crow[sizes.rows], bias, y, ys, threads,
                    [&](int64_t samples, const float* v, const float* b, const float* in, float* out) {
                      csr_linear_forward<float, Index>({samples, sizes.rows, sizes.cols}, in, {1, samples}, v, b, out,
@@ -145,9 +202,22 @@ void conv_by_images(const ConvSizes& s, const Bf16* x, const Bf16* values, int64
   }
 }
 
+// Whether a convolution is a linear layer whose samples are pixels.
+bool is_pointwise(const ConvSizes& s) {
+  return s.kernel_h * s.kernel_w * s.stride_h * s.stride_w * s.groups == 1 && s.pad_h + s.pad_w == 0;
+}
+
 template <class Index>
 void csr_conv2d(const ConvSizes& s, const Bf16* x, const Bf16* values, const Bf16* bias, Bf16* y, const int32_t* crow,
                 const Index* col, int threads) {
+  const int64_t pixels = s.height * s.width * (s.feature_major ? s.n : 1), images = s.feature_major ? 1 : s.n;
+  if (is_pointwise(s) && pixels >= kLeastPixels && s.out_channels > 0 && bf16_kernels().dot_tile > 0) {
+    for (int64_t i = 0; i < images; ++i) {
+      csr_dot_forward({pixels, s.out_channels, s.channels}, x + i * s.channels * pixels, {1, pixels}, values, bias,
+                      y + i * s.out_channels * pixels, {1, pixels}, crow, col, threads);
+    }
+    return;
+  }
   conv_by_images(s, x, values, crow[s.out_channels], bias, y, threads,
                  [&](const ConvSizes& here, const float* v, const float* b, const float* in, float* out) {
                    csr_conv2d_forward<float, Index>(here, in, v, b, out, crow, col, threads);

@@ -32,6 +32,7 @@ namespace avx2 {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace avx2
 }  // namespace lth

@@ -42,6 +42,7 @@ namespace avx512 {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+void fill_dot(Bf16Kernels& k);
 #include "table-inl.h"
 }  // namespace avx512
 }  // namespace lth
@@ -51,5 +52,38 @@ namespace avx512 {
 #else
 #pragma GCC pop_options
 #endif
+
+// What only some of these processors have, in a region of its own.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+namespace lth {
+namespace avx512 {
+#include "bf16_dot-inl.h"
+}  // namespace avx512
+}  // namespace lth
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace lth {
+namespace avx512 {
+
+void fill_dot(Bf16Kernels& k) {
+  if (!multiplies_bf16()) return;
+  add_dot<1>(k);
+  add_dot<2>(k);
+}
+
+}  // namespace avx512
+}  // namespace lth
 
 #endif  // x86-64

@@ -29,6 +29,7 @@ namespace neon {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace neon
 }  // namespace lth

@@ -17,6 +17,7 @@ namespace scalar {
 #include "bsr_outer-inl.h"
 #include "bsr_gemv-inl.h"
 #include "pack-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace scalar
 }  // namespace lth

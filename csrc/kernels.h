@@ -190,6 +190,19 @@ struct BsrGemvArgs {
   T* y;
 };
 
+// Rows as in SpmmArgs, of strips of bfloat16: x is [cols][lanes], y is [rows][lanes] in floats.
+template <class Index>
+struct DotArgs {
+  const Bf16* x;
+  const Index* col;
+  const Bf16* values;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t rows;
+  const Bf16* bias;
+  float* y;
+};
+
 template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
@@ -262,6 +275,12 @@ struct Bf16Kernels {
   Few<uint16_t> few_u16[kMaxFew + 1] = {};
   Few<int32_t> few_i32[kMaxFew + 1] = {};
   void (*bsr_gemv)(const BsrGemvArgs<float, Bf16>&);
+  // Strips of bfloat16, for processors that multiply it; by tile, of 32 lanes each, and null elsewhere.
+  template <class Index>
+  using Dot = void (*)(const DotArgs<Index>&);
+  Dot<uint16_t> dot_u16[kMaxTile + 1] = {};
+  Dot<int32_t> dot_i32[kMaxTile + 1] = {};
+  int64_t dot_tile = 0;  // the widest there is
   // As those of Kernels, from one type to the other.
   void (*widen_transpose)(const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, float* dst, int64_t dst_pitch,
                           int64_t m_padded);
@@ -271,6 +290,10 @@ struct Bf16Kernels {
                      int64_t wide);
   void (*narrow_runs)(const float* src, int64_t src_pitch, int64_t count, int64_t live, Bf16* dst, int64_t dst_pitch,
                       int64_t wide);
+  void (*transpose)(const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst, int64_t dst_pitch,
+                    int64_t m_padded);
+  void (*copy_runs)(const Bf16* src, int64_t src_pitch, int64_t count, int64_t live, Bf16* dst, int64_t dst_pitch,
+                    int64_t wide);
   std::vector<std::string> names;
 };
 

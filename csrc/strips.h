@@ -57,6 +57,11 @@ inline void copy_runs(const Kernels<float>&, const float* src, int64_t src_pitch
   bf16_kernels().narrow_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
 }
 
+inline void copy_runs(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t count, int64_t live,
+                      Bf16* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().copy_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+
 template <class T>
 void transpose(const Kernels<T>& k, const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch,
                int64_t m_padded) {
@@ -71,14 +76,19 @@ inline void transpose(const Kernels<float>&, const float* src, int64_t src_pitch
   bf16_kernels().narrow_transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
 }
 
+inline void transpose(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst,
+                      int64_t dst_pitch, int64_t m_padded) {
+  bf16_kernels().transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
+}
+
 // Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
-template <class T, class S>
+template <class T, class S, class P>
 void pack(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
-          T* packed) {
+          P* packed) {
   const int64_t first = strip * t.lanes;
   const int64_t samples = std::min(t.lanes, batch - first);
   const S* const from = src + first * s.batch + features.begin * s.feature;
-  T* const to = packed + features.begin * t.lanes;
+  P* const to = packed + features.begin * t.lanes;
   const int64_t count = features.end - features.begin;
   if (s.feature == 1) {
     transpose(k, from, s.batch, samples, count, to, t.lanes, t.lanes);
@@ -90,9 +100,9 @@ void pack(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Til
   }
   for (int64_t f = 0; f < count; ++f) {
     const S* const p = from + f * s.feature;
-    T* const q = to + f * t.lanes;
-    for (int64_t i = 0; i < samples; ++i) q[i] = static_cast<T>(p[i * s.batch]);
-    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
+    P* const q = to + f * t.lanes;
+    for (int64_t i = 0; i < samples; ++i) q[i] = static_cast<P>(p[i * s.batch]);
+    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(P));
   }
 }
 
@@ -120,9 +130,9 @@ void unpack(const Kernels<T>& k, const T* packed, int64_t count, S* dst, Strides
 
 // A thread's share of packing `strips` strips of `features` features from strip `first` on, in chunks. `padded`
 // features where that is more: the last ones, all zero, are there for blocks that reach over the edge of the weight.
-template <class T, class S>
+template <class T, class S, class P>
 void pack_share(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
-                int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
+                int64_t strips, int64_t features, P* packed, int thread, int threads, int64_t padded = 0) {
   padded = std::max(features, padded);
   const int64_t chunks = ceil_div(features, kChunk);
   const Range mine = share(strips * chunks, thread, threads);
@@ -130,10 +140,10 @@ void pack_share(const Kernels<T>& k, const S* src, Strides s, int64_t batch, con
     const int64_t strip = i / chunks;
     const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
     const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
-    T* const to = packed + strip * padded * t.lanes;
+    P* const to = packed + strip * padded * t.lanes;
     pack(k, src, s, batch, t, first + strip, range, to);
     if (range.end == features)
-      std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(T));
+      std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(P));
     i = stop;
   }
 }

@@ -98,6 +98,9 @@ inline void fill_bf16(Bf16Kernels& k) {
   k.narrow_transpose = &transpose<float, float, Bf16>;
   k.widen_runs = &copy_runs<float, Bf16, float>;
   k.narrow_runs = &copy_runs<float, float, Bf16>;
+  k.transpose = &transpose<float, Bf16, Bf16>;
+  k.copy_runs = &copy_runs<float, Bf16, Bf16>;
+  fill_dot(k);
 }
 
 const KernelTable* table() {

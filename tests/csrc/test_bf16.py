@@ -50,8 +50,12 @@ def test_linear(linear: Any, isa: str, size: tuple[int, int], batch: int) -> Non
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 17, 130])
 def test_the_result_is_that_of_float32_rounded(linear: Any, isa: str, batch: int) -> None:
     layer, x, values, bias = problem(linear, 90, 140, batch)
-    single = layer.forward(x.float(), values.float(), bias.float(), 1)
-    assert torch.equal(layer.forward(x, values, bias, 1), single.to(BF16))
+    single = layer.forward(x.float(), values.float(), bias.float(), 1).to(BF16)
+    y = layer.forward(x, values, bias, 1)
+    if any("bf16_csr_dot" in name and name.endswith(isa) for name in _C.microkernels()) and batch > 8:
+        torch.testing.assert_close(y, single, rtol=2**-7, atol=1e-5)  # sums in another order
+    else:
+        assert torch.equal(y, single)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 5, 16, 61, 128, 150])
@@ -110,6 +114,7 @@ CONVS = {
     "several pieces": (36, 16, 40, 40, 4, (3, 3), {"padding": (1, 1)}),
     "one image": (1, 3, 12, 11, 7, (3, 3), {"padding": (1, 1)}),
     "1x1": (6, 10, 7, 5, 12, (1, 1), {}),
+    "1x1 of few pixels": (20, 10, 2, 3, 12, (1, 1), {}),
     "strided groups": (5, 6, 13, 7, 9, (3, 3), {"stride": (2, 2), "padding": (1, 1), "groups": 3}),
     "dilated": (2, 4, 9, 9, 6, (3, 2), {"stride": (1, 2), "padding": (3, 1), "dilation": (2, 3)}),
     "one row": (3, 4, 1, 30, 6, (1, 5), {"padding": (0, 2)}),
