@@ -1,4 +1,4 @@
-// csr_dot: the product of a CSR weight with strips of bfloat16 by AVX512_BF16, whose instruction adds two products of
+// The product of a CSR or BSR weight with strips of bfloat16 by AVX512_BF16, whose instruction adds two products of
 // bfloat16 to a float. Two non-zeros of a row make a pair; their strips, interleaved, are the pairs they are multiplied
 // with. Against floats that is half the multiply-adds and half the bytes of the strips, which come from L2.
 
@@ -47,10 +47,67 @@ void csr_dot(const DotArgs<Index>& a) {
   }
 }
 
+// Rows [row, row + R) of block row p, two columns at a time; what is read of x serves R rows.
+template <int Tile, int R>
+void bsr_dot_rows(const BsrDotArgs& a, int64_t p, int64_t row) {
+  constexpr int64_t kLanes = 32 * Tile;
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const int64_t first = p * a.r + row, size = a.r * a.c;
+  __m512 sum[R][2 * Tile];
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i) {
+    const __m512 bias = _mm512_set1_ps(a.bias == nullptr ? 0.0f : static_cast<float>(a.bias[first + i]));
+    for (int t = 0; t < 2 * Tile; ++t) sum[i][t] = bias;
+  }
+  for (int64_t k = a.begin[p]; k < a.end[p]; ++k) {
+    const Bf16* const values = a.values + k * size + row * a.c;
+    const Bf16* x = a.x + a.col[k] * a.c * kLanes;
+    for (int64_t i = 0; i < R * a.c; i += 32) __builtin_prefetch(values + size + i);  // of the next block
+    for (int64_t j = 0; j < a.c; j += 2, x += 2 * kLanes) {
+      __m512i xs[2 * Tile];
+#pragma GCC unroll 8
+      for (int t = 0; t < Tile; ++t) {
+        const __m512i even = _mm512_loadu_si512(x + 32 * t), odd = _mm512_loadu_si512(x + kLanes + 32 * t);
+        xs[2 * t] = _mm512_unpacklo_epi16(even, odd);
+        xs[2 * t + 1] = _mm512_unpackhi_epi16(even, odd);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) {
+        int32_t both;
+        __builtin_memcpy(&both, values + i * a.c + j, sizeof both);
+        const __m512i v = _mm512_set1_epi32(both);
+#pragma GCC unroll 8
+        for (int t = 0; t < 2 * Tile; ++t) sum[i][t] = add_pair(sum[i][t], xs[t], v);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i) {
+    float* const y = a.y + (first + i) * kLanes;
+#pragma GCC unroll 8
+    for (int t = 0; t < Tile; ++t) {
+      _mm512_storeu_ps(y + 32 * t, _mm512_permutex2var_ps(sum[i][2 * t], low, sum[i][2 * t + 1]));
+      _mm512_storeu_ps(y + 32 * t + 16, _mm512_permutex2var_ps(sum[i][2 * t], high, sum[i][2 * t + 1]));
+    }
+  }
+}
+
+template <int Tile>
+void bsr_dot(const BsrDotArgs& a) {
+  for (int64_t p = 0; p < a.block_rows; ++p) {
+    int64_t row = 0;
+    for (; row + 4 <= a.r; row += 4) bsr_dot_rows<Tile, 4>(a, p, row);
+    for (; row + 2 <= a.r; row += 2) bsr_dot_rows<Tile, 2>(a, p, row);
+    if (row < a.r) bsr_dot_rows<Tile, 1>(a, p, row);
+  }
+}
+
 template <int Tile>
 void add_dot(Bf16Kernels& k) {
   k.dot_u16[Tile] = &csr_dot<Tile, uint16_t>;
   k.dot_i32[Tile] = &csr_dot<Tile, int32_t>;
+  k.bsr_dot[Tile] = &bsr_dot<Tile>;
   k.dot_tile = k.dot_tile > Tile ? k.dot_tile : Tile;
   add_names(k.names, "csr_dot", 0, Tile, true, 32, sizeof(Bf16), LTH_ISA);
 }

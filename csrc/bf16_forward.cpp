@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "bsr_product.h"
 #include "csr_small.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -90,46 +91,96 @@ Bf16Kernels::Dot<Index> dot_of(int64_t tile) {
     return bf16_kernels().dot_i32[tile];
 }
 
-// Strips of bfloat16, multiplied as such; as csr_linear.cpp does it for floats.
-template <class Index>
-void csr_dot_forward(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, const Bf16* bias, Bf16* y,
-                     Strides ys, const int32_t* crow, const Index* col, int threads) {
+// The rows of a weight in groups of `height`, of which group b has entries [pointers[b], pointers[b + 1]).
+struct Groups {
+  int64_t height, cost;  // its own cost, in entries
+  const int32_t* pointers;
+};
+
+// A linear layer on strips of bfloat16, multiplied as such; as csr_linear.cpp does it for floats. All threads call
+// prepare(thread, team) first; compute(strip, b, count, out) multiplies a strip [padded_cols][t.lanes] into the rows of
+// `count` groups from b on.
+template <class Prepare, class Compute>
+void dot_by_strips(const LinearSizes& sizes, const Bf16* x, Strides xs, int64_t padded_cols, const Groups& g, Bf16* y,
+                   Strides ys, const Tiling& t, int threads, Prepare&& prepare, Compute&& compute) {
   const Kernels<float>& k = kernels<float>();
-  const Tiling t(sizes.batch, kDotLanes, bf16_kernels().dot_tile);
-  const auto dot = dot_of<Index>(t.tile);
-  const int64_t weight = crow[sizes.rows] + kRowCost * sizes.rows;
-  threads = useful_threads(threads, static_cast<double>(weight) * static_cast<double>(t.lanes * t.strips));
-  const int64_t round = strips_per_round(t, sizes.cols, sizeof(Bf16), threads);
-  const bool read_x = is_strip(sizes.batch, xs, t.lanes);
+  const int64_t groups = ceil_div(sizes.rows, g.height), weight = g.pointers[groups] + g.cost * groups;
+  const int64_t chunk = std::max<int64_t>(1, kChunk / g.height), out_size = chunk * g.height * t.lanes;
+  const int64_t round = strips_per_round(t, padded_cols, sizeof(Bf16), threads);
+  const bool read_x = padded_cols == sizes.cols && is_strip(sizes.batch, xs, t.lanes);
 
   Plan plan;
-  const size_t packed_at = plan.add<Bf16>(read_x ? 0 : round * sizes.cols * t.lanes);
-  const size_t out_at = plan.add<float>(kChunk * t.lanes, threads);
+  const size_t packed_at = plan.add<Bf16>(read_x ? 0 : round * padded_cols * t.lanes);
+  const size_t out_at = plan.add<float>(out_size, threads);
   const Scratch scratch(plan);
   Bf16* const packed = scratch.at<Bf16>(packed_at);
 
   parallel(threads, [&](int thread, int team) {
-    float* const out = scratch.at<float>(out_at, kChunk * t.lanes, thread);
+    float* const out = scratch.at<float>(out_at, out_size, thread);
+    prepare(thread, team);
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
+      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team, padded_cols);
       barrier(team);
       const Range mine = share(strips * weight, thread, team);
       for (int64_t strip = mine.begin / weight; strip * weight < mine.end; ++strip) {
         const auto cut = [&](int64_t at) {
-          return row_at(crow, sizes.rows, kRowCost, std::min(at - strip * weight, weight));
+          return row_at(g.pointers, groups, g.cost, std::min(at - strip * weight, weight));
         };
         const int64_t stop = cut(mine.end);
-        for (int64_t r = mine.begin <= strip * weight ? 0 : cut(mine.begin); r < stop; r += kChunk) {
-          const int64_t count = std::min(kChunk, stop - r);
-          dot({(read_x ? x : packed) + strip * sizes.cols * t.lanes, col, values, crow + r, crow + r + 1, count,
-               bias == nullptr ? nullptr : bias + r, out});
-          unpack(k, out, count, y, ys, sizes.batch, t, first + strip, r);
+        for (int64_t b = mine.begin <= strip * weight ? 0 : cut(mine.begin); b < stop; b += chunk) {
+          const int64_t count = std::min(chunk, stop - b), row = b * g.height;
+          compute((read_x ? x : packed) + strip * padded_cols * t.lanes, b, count, out);
+          unpack(k, out, std::min(sizes.rows, row + count * g.height) - row, y, ys, sizes.batch, t, first + strip, row);
         }
       }
     }
   });
+}
+
+Tiling dot_tiling(int64_t batch) { return Tiling(batch, kDotLanes, bf16_kernels().dot_tile); }
+
+int dot_threads(int threads, int64_t values, int64_t rows, const Tiling& t) {
+  return useful_threads(threads, static_cast<double>(values + kRowCost * rows) * static_cast<double>(t.lanes * t.strips));
+}
+
+template <class Index>
+void csr_dot_forward(const LinearSizes& sizes, const Bf16* x, Strides xs, const Bf16* values, const Bf16* bias, Bf16* y,
+                     Strides ys, const int32_t* crow, const Index* col, int threads) {
+  const Tiling t = dot_tiling(sizes.batch);
+  const auto dot = dot_of<Index>(t.tile);
+  threads = dot_threads(threads, crow[sizes.rows], sizes.rows, t);
+  dot_by_strips(
+      sizes, x, xs, sizes.cols, {1, kRowCost, crow}, y, ys, t, threads, [](int, int) {},
+      [&](const Bf16* strip, int64_t r, int64_t count, float* out) {
+        dot({strip, col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r, out});
+      });
+}
+
+// For blocks of an even number of columns.
+void bsr_dot_forward(const LinearSizes& sizes, const Bf16* x, Strides xs, const BsrWeight<Bf16>& w, const Bf16* bias,
+                     Bf16* y, Strides ys, int threads) {
+  const Tiling t = dot_tiling(sizes.batch);
+  const auto dot = bf16_kernels().bsr_dot[t.tile];
+  const int64_t block_rows = ceil_div(sizes.rows, w.r), stored = w.crow[block_rows] * w.r * w.c;
+  threads = dot_threads(threads, stored, sizes.rows, t);
+  Plan plan;
+  const size_t masked_at = plan.add<Bf16>(w.mask != nullptr ? stored : 0);
+  const size_t bias_at = plan.add<Bf16>(bias != nullptr ? block_rows * w.r : 0);
+  const Scratch scratch(plan);
+  Bf16* const masked = scratch.at<Bf16>(masked_at);
+  Bf16* const padded = scratch.at<Bf16>(bias_at);
+  if (bias != nullptr) std::fill(std::copy(bias, bias + sizes.rows, padded), padded + block_rows * w.r, Bf16(0));
+  dot_by_strips(
+      sizes, x, xs, round_up(sizes.cols, w.c), {w.r, ceil_div(kRowCost, w.c), w.crow}, y, ys, t, threads,
+      [&](int thread, int team) {
+        if (w.mask != nullptr) mask_share(w.values, w.mask, stored, masked, thread, team);
+      },
+      [&](const Bf16* strip, int64_t b, int64_t count, float* out) {
+        dot({strip, w.col, w.mask != nullptr ? masked : w.values, w.r, w.c, w.crow + b, w.crow + b + 1, count,
+             bias == nullptr ? nullptr : padded + b * w.r, out});
+      });
 }
 
 template <class Index>
@@ -249,6 +300,7 @@ void bsr_linear_forward<Bf16>(const LinearSizes& sizes, const Bf16* x, Strides x
                               const Bf16* bias, Bf16* y, Strides ys, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
   if (bsr_takes_few(sizes.batch, w.r, w.c)) return bsr_few_forward(sizes, x, xs, w, bias, y, ys, threads);
+  if (bf16_kernels().dot_tile > 0 && w.c % 2 == 0) return bsr_dot_forward(sizes, x, xs, w, bias, y, ys, threads);
   const int64_t stored = w.crow[ceil_div(sizes.rows, w.r)] * w.r * w.c;
   linear_by_strips(sizes, x, xs, w.values, stored, bias, y, ys, threads,
                    [&](int64_t samples, const float* v, const float* b, const float* in, float* out) {

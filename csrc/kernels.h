@@ -203,6 +203,20 @@ struct DotArgs {
   float* y;
 };
 
+// Panels as in BsrGemvArgs, of strips as in DotArgs; c is even.
+struct BsrDotArgs {
+  const Bf16* x;
+  const int32_t* col;
+  const Bf16* values;
+  int64_t r;
+  int64_t c;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t block_rows;
+  const Bf16* bias;
+  float* y;
+};
+
 template <class T, class Index>
 struct IndexedKernels {
   using Spmm = void (*)(const SpmmArgs<T, Index>&);
@@ -280,6 +294,7 @@ struct Bf16Kernels {
   using Dot = void (*)(const DotArgs<Index>&);
   Dot<uint16_t> dot_u16[kMaxTile + 1] = {};
   Dot<int32_t> dot_i32[kMaxTile + 1] = {};
+  void (*bsr_dot[kMaxTile + 1])(const BsrDotArgs&) = {};
   int64_t dot_tile = 0;  // the widest there is
   // As those of Kernels, from one type to the other.
   void (*widen_transpose)(const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, float* dst, int64_t dst_pitch,
