@@ -4,46 +4,68 @@
 
 inline __m512 add_pair(__m512 sum, __m512i x, __m512i v) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)v); }
 
+// sum += the two non-zeros v times their strips p and q.
+template <int Tile>
+inline void add_strips(const Bf16* p, const Bf16* q, __m512i v, __m512 (&sum)[2 * Tile]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Tile; ++i) {
+    const __m512i even = _mm512_loadu_si512(p + 32 * i), odd = _mm512_loadu_si512(q + 32 * i);
+    sum[2 * i] = add_pair(sum[2 * i], _mm512_unpacklo_epi16(even, odd), v);
+    sum[2 * i + 1] = add_pair(sum[2 * i + 1], _mm512_unpackhi_epi16(even, odd), v);
+  }
+}
+
+inline __m512i two_values(const Bf16* p) {
+  int32_t both;
+  __builtin_memcpy(&both, p, sizeof both);
+  return _mm512_set1_epi32(both);
+}
+
+// What was interleaved, in order again.
+template <int Tile>
+inline void store_strip(float* y, const __m512 (&sum)[2 * Tile]) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+#pragma GCC unroll 8
+  for (int i = 0; i < Tile; ++i) {
+    _mm512_storeu_ps(y + 32 * i, _mm512_permutex2var_ps(sum[2 * i], low, sum[2 * i + 1]));
+    _mm512_storeu_ps(y + 32 * i + 16, _mm512_permutex2var_ps(sum[2 * i], high, sum[2 * i + 1]));
+  }
+}
+
+// Two sums, of every other pair, or one would wait for the latency of its additions.
 template <int Tile, class Index>
 void csr_dot(const DotArgs<Index>& a) {
   constexpr int64_t kLanes = 32 * Tile;
-  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const auto strip = [&a](int64_t k) { return a.x + static_cast<int64_t>(a.col[k]) * kLanes; };
   for (int64_t r = 0; r < a.rows; ++r) {
     const __m512 bias = _mm512_set1_ps(a.bias == nullptr ? 0.0f : static_cast<float>(a.bias[r]));
-    __m512 sum[2 * Tile];
-    for (int i = 0; i < 2 * Tile; ++i) sum[i] = bias;
+    __m512 sum[2 * Tile], other[2 * Tile];
+    for (int i = 0; i < 2 * Tile; ++i) {
+      sum[i] = bias;
+      other[i] = _mm512_setzero_ps();
+    }
     int64_t k = a.begin[r];
     const int64_t end = a.end[r];
-    for (; k + 2 <= end; k += 2) {
-      int32_t both;
-      __builtin_memcpy(&both, a.values + k, sizeof both);
-      const __m512i v = _mm512_set1_epi32(both);
-      const Bf16* const p = a.x + static_cast<int64_t>(a.col[k]) * kLanes;
-      const Bf16* const q = a.x + static_cast<int64_t>(a.col[k + 1]) * kLanes;
-#pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) {
-        const __m512i even = _mm512_loadu_si512(p + 32 * i), odd = _mm512_loadu_si512(q + 32 * i);
-        sum[2 * i] = add_pair(sum[2 * i], _mm512_unpacklo_epi16(even, odd), v);
-        sum[2 * i + 1] = add_pair(sum[2 * i + 1], _mm512_unpackhi_epi16(even, odd), v);
-      }
+    for (; k + 4 <= end; k += 4) {
+      add_strips<Tile>(strip(k), strip(k + 1), two_values(a.values + k), sum);
+      add_strips<Tile>(strip(k + 2), strip(k + 3), two_values(a.values + k + 2), other);
     }
-    if (k < end) {  // beside zeros: a strip of its own beside a value of zero could be infinite
+    if (k + 2 <= end) {
+      add_strips<Tile>(strip(k), strip(k + 1), two_values(a.values + k), sum);
+      k += 2;
+    }
+    if (k < end) {  // beside zeros: an infinity beside a value of zero would become a NaN
       const __m512i v = _mm512_set1_epi32(a.values[k].bits), zero = _mm512_setzero_si512();
-      const Bf16* const p = a.x + static_cast<int64_t>(a.col[k]) * kLanes;
 #pragma GCC unroll 8
       for (int i = 0; i < Tile; ++i) {
-        const __m512i even = _mm512_loadu_si512(p + 32 * i);
-        sum[2 * i] = add_pair(sum[2 * i], _mm512_unpacklo_epi16(even, zero), v);
-        sum[2 * i + 1] = add_pair(sum[2 * i + 1], _mm512_unpackhi_epi16(even, zero), v);
+        const __m512i even = _mm512_loadu_si512(strip(k) + 32 * i);
+        other[2 * i] = add_pair(other[2 * i], _mm512_unpacklo_epi16(even, zero), v);
+        other[2 * i + 1] = add_pair(other[2 * i + 1], _mm512_unpackhi_epi16(even, zero), v);
       }
     }
-    float* const y = a.y + r * kLanes;
-#pragma GCC unroll 8
-    for (int i = 0; i < Tile; ++i) {  // what was interleaved comes in order again
-      _mm512_storeu_ps(y + 32 * i, _mm512_permutex2var_ps(sum[2 * i], low, sum[2 * i + 1]));
-      _mm512_storeu_ps(y + 32 * i + 16, _mm512_permutex2var_ps(sum[2 * i], high, sum[2 * i + 1]));
-    }
+    for (int i = 0; i < 2 * Tile; ++i) sum[i] = _mm512_add_ps(sum[i], other[i]);
+    store_strip<Tile>(a.y + r * kLanes, sum);
   }
 }
 
@@ -51,8 +73,6 @@ void csr_dot(const DotArgs<Index>& a) {
 template <int Tile, int R>
 void bsr_dot_rows(const BsrDotArgs& a, int64_t p, int64_t row) {
   constexpr int64_t kLanes = 32 * Tile;
-  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   const int64_t first = p * a.r + row, size = a.r * a.c;
   __m512 sum[R][2 * Tile];
 #pragma GCC unroll 4
@@ -74,23 +94,14 @@ void bsr_dot_rows(const BsrDotArgs& a, int64_t p, int64_t row) {
       }
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
-        int32_t both;
-        __builtin_memcpy(&both, values + i * a.c + j, sizeof both);
-        const __m512i v = _mm512_set1_epi32(both);
+        const __m512i v = two_values(values + i * a.c + j);
 #pragma GCC unroll 8
         for (int t = 0; t < 2 * Tile; ++t) sum[i][t] = add_pair(sum[i][t], xs[t], v);
       }
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < R; ++i) {
-    float* const y = a.y + (first + i) * kLanes;
-#pragma GCC unroll 8
-    for (int t = 0; t < Tile; ++t) {
-      _mm512_storeu_ps(y + 32 * t, _mm512_permutex2var_ps(sum[i][2 * t], low, sum[i][2 * t + 1]));
-      _mm512_storeu_ps(y + 32 * t + 16, _mm512_permutex2var_ps(sum[i][2 * t], high, sum[i][2 * t + 1]));
-    }
-  }
+  for (int i = 0; i < R; ++i) store_strip<Tile>(a.y + (first + i) * kLanes, sum[i]);
 }
 
 template <int Tile>

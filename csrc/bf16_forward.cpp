@@ -20,15 +20,14 @@
 namespace lth {
 namespace {
 
-constexpr int64_t kWidenGrain = 1 << 14;  // values that are worth waking a thread for
+constexpr int64_t kMoveCost = 8;          // of a value that is widened or packed, in multiply-adds
 constexpr int64_t kImageBytes = 2 << 20;  // of a piece's images, in floats, for each thread
-
 constexpr int64_t kRowCost = 4;           // a row's own cost, in non-zeros: loading and storing its accumulators
 constexpr int64_t kDotLanes = 32;         // of bfloat16 in a register
 constexpr int64_t kLeastPixels = 24;      // of an image that fill such registers well enough
 
 int threads_for(int threads, int64_t values) {
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, values / kWidenGrain)));
+  return useful_threads(threads, static_cast<double>(kMoveCost * values));
 }
 
 void widen(const Bf16* from, int64_t count, float* to) {
@@ -142,7 +141,8 @@ void dot_by_strips(const LinearSizes& sizes, const Bf16* x, Strides xs, int64_t 
 Tiling dot_tiling(int64_t batch) { return Tiling(batch, kDotLanes, bf16_kernels().dot_tile); }
 
 int dot_threads(int threads, int64_t values, int64_t rows, const Tiling& t) {
-  return useful_threads(threads, static_cast<double>(values + kRowCost * rows) * static_cast<double>(t.lanes * t.strips));
+  const double work = static_cast<double>(values + kRowCost * rows);
+  return useful_threads(threads, work * static_cast<double>(t.lanes * t.strips));
 }
 
 template <class Index>

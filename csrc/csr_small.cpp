@@ -99,8 +99,8 @@ void csr_few_forward(const LinearSizes& sizes, const S* x, Strides xs, const S* 
     }
     const Range mine = rows_of(crow, sizes.rows, thread, team);
     const auto run = [&](int64_t r, int64_t count, T* out) {
-      few({strip(x, packed, read_x), col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r, ahead,
-           out});
+      few({strip(x, packed, read_x), col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r,
+           ahead, out});
     };
     if constexpr (kSame) {
       if (write_y) {
@@ -181,7 +181,7 @@ template bool takes_few<double>(int64_t);
 template bool takes_rows<float>(int64_t, int64_t);
 template bool takes_rows<double>(int64_t, int64_t);
 
-#define LTH_INSTANTIATE_FORWARD(S, Index)                                                                         \
+#define LTH_INSTANTIATE_FORWARD(S, Index)                                                                          \
   template void csr_few_forward<S, Index>(const LinearSizes&, const S*, Strides, const S*, const S*, S*, Strides, \
                                           const int32_t*, const Index*, int);
 #define LTH_INSTANTIATE(T, Index)                                                                                   \
