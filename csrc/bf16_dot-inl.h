@@ -36,8 +36,7 @@ inline void store_strip(float* y, const __m512 (&sum)[2 * Tile]) {
 // Two sums, of every other pair, or one would wait for the latency of its additions.
 template <int Tile, class Index>
 void csr_dot(const DotArgs<Index>& a) {
-  constexpr int64_t kLanes = 32 * Tile;
-  const auto strip = [&a](int64_t k) { return a.x + static_cast<int64_t>(a.col[k]) * kLanes; };
+  const auto strip = [&a](int64_t k) { return a.x + static_cast<int64_t>(a.offset[k]) * a.unit; };
   for (int64_t r = 0; r < a.rows; ++r) {
     const __m512 bias = _mm512_set1_ps(a.bias == nullptr ? 0.0f : static_cast<float>(a.bias[r]));
     __m512 sum[2 * Tile], other[2 * Tile];
@@ -65,7 +64,7 @@ void csr_dot(const DotArgs<Index>& a) {
       }
     }
     for (int i = 0; i < 2 * Tile; ++i) sum[i] = _mm512_add_ps(sum[i], other[i]);
-    store_strip<Tile>(a.y + r * kLanes, sum);
+    store_strip<Tile>(a.y + r * a.y_pitch, sum);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "bf16_conv.h"
 #include "bsr_product.h"
 #include "csr_small.h"
 #include "kernels.h"
@@ -154,7 +155,8 @@ void csr_dot_forward(const LinearSizes& sizes, const Bf16* x, Strides xs, const 
   dot_by_strips(
       sizes, x, xs, sizes.cols, {1, kRowCost, crow}, y, ys, t, threads, [](int, int) {},
       [&](const Bf16* strip, int64_t r, int64_t count, float* out) {
-        dot({strip, col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r, out});
+        const Bf16* const b = bias == nullptr ? nullptr : bias + r;
+        dot({strip, col, t.lanes, values, crow + r, crow + r + 1, count, b, out, t.lanes});
       });
 }
 
@@ -269,6 +271,7 @@ void csr_conv2d(const ConvSizes& s, const Bf16* x, const Bf16* values, const Bf1
     }
     return;
   }
+  if (takes_conv_dot(s)) return csr_conv2d_dot(s, x, values, bias, y, crow, col, threads);
   conv_by_images(s, x, values, crow[s.out_channels], bias, y, threads,
                  [&](const ConvSizes& here, const float* v, const float* b, const float* in, float* out) {
                    csr_conv2d_forward<float, Index>(here, in, v, b, out, crow, col, threads);

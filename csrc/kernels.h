@@ -190,20 +190,22 @@ struct BsrGemvArgs {
   T* y;
 };
 
-// Rows as in SpmmArgs, of strips of bfloat16: x is [cols][lanes], y is [rows][lanes] in floats.
+// As SpmmArgs without blocks, for strips of bfloat16; y in floats.
 template <class Index>
 struct DotArgs {
   const Bf16* x;
-  const Index* col;
+  const Index* offset;
+  int64_t unit;
   const Bf16* values;
   const int32_t* begin;
   const int32_t* end;
   int64_t rows;
   const Bf16* bias;
   float* y;
+  int64_t y_pitch;
 };
 
-// Panels as in BsrGemvArgs, of strips as in DotArgs; c is even.
+// Panels as in BsrGemvArgs, of strips of bfloat16: x is [cols][lanes], y is [rows][lanes]; c is even.
 struct BsrDotArgs {
   const Bf16* x;
   const int32_t* col;

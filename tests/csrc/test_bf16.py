@@ -112,6 +112,11 @@ CONVS = {
     "3x3": (17, 5, 9, 10, 20, (3, 3), {"padding": (1, 1)}),
     "many images of a tiny map": (40, 12, 4, 4, 18, (3, 3), {"padding": (1, 1)}),
     "several pieces": (36, 16, 40, 40, 4, (3, 3), {"padding": (1, 1)}),
+    "a register of images": (32, 6, 9, 10, 11, (3, 3), {"padding": (1, 1)}),
+    "nearly two registers of images, one column": (61, 5, 7, 1, 6, (3, 1), {"padding": (1, 0)}),
+    "registers of images, strided groups": (27, 6, 9, 8, 9, (3, 2), {"stride": (1, 2), "padding": (2, 1), "groups": 3}),
+    "registers of images, dilated": (32, 4, 9, 31, 5, (2, 3), {"dilation": (3, 2), "padding": (0, 1)}),
+    "registers of images, no row to spare": (64, 3, 30, 30, 4, (3, 3), {"stride": (2, 1), "padding": (1, 1)}),
     "one image": (1, 3, 12, 11, 7, (3, 3), {"padding": (1, 1)}),
     "1x1": (6, 10, 7, 5, 12, (1, 1), {}),
     "1x1 of few pixels": (20, 10, 2, 3, 12, (1, 1), {}),
@@ -141,11 +146,23 @@ def test_convolution(conv: Any, isa: str, case: str) -> None:
 
 def test_a_nan_stays_in_its_image(conv: Any, isa: str) -> None:
     layer = conv(torch.rand(6, 4, 3, 3) < 0.5, 16, padding=(1, 1))
-    x = torch.randn(20, 4, 6, 6).to(BF16)
-    x[7] = NAN
-    for given in (x, feature_major(x)):
-        y = layer.forward(given, torch.randn(layer.nnz).to(BF16), None, 1)
-        assert y.isnan().flatten(1).any(1).nonzero().flatten().tolist() == [7]
+    for images in (20, 32):
+        x = torch.randn(images, 4, 6, 6).to(BF16)
+        x[7] = NAN
+        for given in (x, feature_major(x)):
+            y = layer.forward(given, torch.randn(layer.nnz).to(BF16), None, 1)
+            assert y.isnan().flatten(1).any(1).nonzero().flatten().tolist() == [7]
+
+
+def test_an_infinity_that_one_weight_reads_stays_an_infinity(linear: Any, conv: Any, isa: str) -> None:
+    mask = torch.eye(5, 7).bool()
+    y = linear(mask, 16).forward(torch.full((40, 7), INF).to(BF16), torch.ones(5).to(BF16), None, 1)
+    assert (y == INF).all()
+    layer = conv(mask[:, :, None, None], 16)
+    assert (layer.forward(torch.full((32, 7, 3, 3), INF).to(BF16), torch.ones(5).to(BF16), None, 1) == INF).all()
+    layer = conv(torch.ones(1, 1, 1, 3).bool(), 16, padding=(0, 1))
+    y = layer.forward(torch.full((32, 1, 2, 6), INF).to(BF16), torch.ones(3).to(BF16), None, 1)
+    assert (y == INF).all()
 
 
 def test_there_are_no_gradients(linear: Any) -> None:

@@ -88,7 +88,9 @@ MICROKERNELS = [
 def test_names_of_microkernels_say_type_operation_tile_index_and_set() -> None:
     names = _C.microkernels()
     assert len(set(names)) == len(names)
-    shape = r"(csr_(spmm|backward|sddmm|scatter|few|fewgrad|dot)_|bsr_(spmm|backward|sddmm)_[1248]x)[1-8]x(1|2|4|8|16|32)"
+    shape = (
+        r"(csr_(spmm|backward|sddmm|scatter|few|fewgrad|dot)_|bsr_(spmm|backward|sddmm)_[1248]x)[1-8]x(1|2|4|8|16|32)"
+    )
     pattern = rf"(f32|f64|bf16)_{shape}_(u16|i32)__(scalar|avx2|avx512|neon)"
     assert all(re.fullmatch(pattern, name) for name in names)
 
