@@ -13,22 +13,19 @@
 namespace lth {
 namespace {
 
-constexpr int64_t kImages = 32;        // lanes of a register of bfloat16
-constexpr int64_t kRowPixels = 16;     // of y that are written together where the images of a pixel lie apart
-constexpr int64_t kSpread = 4096;      // bytes: multiples of it would put all channels into few sets of a cache
+constexpr int64_t kImages = 32;  // lanes of a register of bfloat16
 
 struct Planes {
-  int64_t width, pixels;  // of a packed channel
-  int64_t out_rows;       // rows of the output that are finished together
+  int64_t width, pixels;  // of a packed channel; an odd number, so that channels spread over all sets of a cache
 
   explicit Planes(const ConvSizes& s) : width(s.width + 2 * s.pad_w), pixels((s.height + 2 * s.pad_h) * width) {
-    if (pixels * kImages * static_cast<int64_t>(sizeof(Bf16)) % kSpread == 0) ++pixels;
-    out_rows = s.feature_major ? 1 : std::min(s.out_h, ceil_div(kRowPixels, s.out_w));
+    pixels |= 1;
   }
 };
 
 // Channel c of images [first, first + live), with its border.
-void pack_channel(const ConvSizes& s, const Planes& p, const Bf16* x, int64_t first, int64_t live, int64_t c, Bf16* to) {
+void pack_channel(const ConvSizes& s, const Planes& p, const Bf16* x, int64_t first, int64_t live, int64_t c,
+                  Bf16* to) {
   const Bf16Kernels& k = bf16_kernels();
   const auto clear = [](Bf16* at, int64_t pixels) {
     std::fill(at, at + pixels * kImages, Bf16(0));
@@ -39,27 +36,8 @@ void pack_channel(const ConvSizes& s, const Planes& p, const Bf16* x, int64_t fi
     Bf16* const line = to + (s.pad_h + row) * p.width * kImages;
     clear(line, s.pad_w);
     clear(line + (s.pad_w + s.width) * kImages, s.pad_w);
-    Bf16* const pixels = line + s.pad_w * kImages;
-    if (s.feature_major) {
-      k.copy_runs(x + (c * s.height + row) * s.width * s.n + first, s.n, s.width, live, pixels, kImages, kImages);
-    } else {
-      const int64_t image = s.channels * s.height * s.width;
-      k.transpose(x + first * image + (c * s.height + row) * s.width, image, live, s.width, pixels, kImages, kImages);
-    }
-  }
-}
-
-// `rows` rows of the output from `top` on, out [channel][pixel][image], to their place in y.
-void unpack_rows(const ConvSizes& s, const float* out, int64_t pitch, int64_t top, int64_t rows, int64_t first,
-                 int64_t live, Bf16* y) {
-  const Bf16Kernels& k = bf16_kernels();
-  const int64_t pixels = rows * s.out_w, channel = s.out_h * s.out_w, image = s.out_channels * channel;
-  for (int64_t o = 0; o < s.out_channels; ++o, out += pitch) {
-    const int64_t at = o * channel + top * s.out_w;
-    if (s.feature_major)
-      k.narrow_runs(out, kImages, pixels, live, y + at * s.n + first, s.n, live);
-    else
-      k.narrow_transpose(out, kImages, pixels, live, y + first * image + at, image, pixels);
+    k.copy_runs(x + (c * s.height + row) * s.width * s.n + first, s.n, s.width, live, line + s.pad_w * kImages, kImages,
+                kImages);
   }
 }
 
@@ -67,7 +45,7 @@ void unpack_rows(const ConvSizes& s, const float* out, int64_t pitch, int64_t to
 
 bool takes_conv_dot(const ConvSizes& s) {
   const int64_t pixels = s.channels * Planes(s).pixels;
-  return bf16_kernels().dot_tile > 1 && 3 * round_up(s.n, kImages) <= 4 * s.n &&
+  return s.feature_major && bf16_kernels().dot_tile > 1 && 3 * round_up(s.n, kImages) <= 4 * s.n &&
          pixels <= std::numeric_limits<int32_t>::max();
 }
 
@@ -77,10 +55,11 @@ void csr_conv2d_dot(const ConvSizes& s, const Bf16* x, const Bf16* values, const
   const Planes p(s);
   const int64_t nnz = crow[s.out_channels], taps = s.kernel_h * s.kernel_w;
   const int64_t group_channels = s.channels / s.groups, group_rows = s.out_channels / s.groups;
-  const int64_t pitch = p.out_rows * s.out_w * kImages, steps = ceil_div(s.out_h, p.out_rows);
+  const int64_t pitch = s.out_w * kImages;
   const double work = static_cast<double>(nnz + s.out_channels) * static_cast<double>(s.n * s.out_h * s.out_w);
   threads = useful_threads(threads, work);
-  const auto& dot = bf16_kernels().dot_i32;
+  const Bf16Kernels& k = bf16_kernels();
+  const auto& dot = k.dot_i32;
 
   Plan plan;
   const size_t packed_at = plan.add<Bf16>(s.channels * p.pixels * kImages);
@@ -94,10 +73,10 @@ void csr_conv2d_dot(const ConvSizes& s, const Bf16* x, const Bf16* values, const
     const Range listed = share(s.out_channels, thread, team);
     for (int64_t o = listed.begin; o < listed.end; ++o) {
       const int64_t base = o / group_rows * group_channels;
-      for (int64_t k = crow[o]; k < crow[o + 1]; ++k) {
-        const int64_t c = col[k] / taps, tap = col[k] % taps;
+      for (int64_t i = crow[o]; i < crow[o + 1]; ++i) {
+        const int64_t c = col[i] / taps, tap = col[i] % taps;
         const int64_t row = tap / s.kernel_w * s.dilation_h, column = tap % s.kernel_w * s.dilation_w;
-        offset[k] = static_cast<int32_t>((base + c) * p.pixels + row * p.width + column);
+        offset[i] = static_cast<int32_t>((base + c) * p.pixels + row * p.width + column);
       }
     }
     float* const out = scratch.at<float>(out_at, s.out_channels * pitch, thread);
@@ -108,19 +87,19 @@ void csr_conv2d_dot(const ConvSizes& s, const Bf16* x, const Bf16* values, const
       for (int64_t c = channels.begin; c < channels.end; ++c)
         pack_channel(s, p, x, first, live, c, packed + c * p.pixels * kImages);
       barrier(team);
-      const Range mine = share(steps, thread, team);
-      for (int64_t step = mine.begin; step < mine.end; ++step) {
-        const int64_t top = step * p.out_rows, rows = std::min(p.out_rows, s.out_h - top);
-        for (int64_t row = 0; row < rows; ++row) {
-          for (int64_t column = 0; column < s.out_w;) {
-            const int64_t tile = s.stride_w == 1 && column + 1 < s.out_w ? 2 : 1;
-            const int64_t pixel = (top + row) * s.stride_h * p.width + column * s.stride_w;
-            dot[tile]({packed + pixel * kImages, offset, kImages, values, crow, crow + 1, s.out_channels, bias,
-                       out + (row * s.out_w + column) * kImages, pitch});
-            column += tile;
-          }
+      const Range rows = share(s.out_h, thread, team);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int64_t column = 0; column < s.out_w;) {
+          const int64_t tile = s.stride_w == 1 && column + 1 < s.out_w ? 2 : 1;
+          const int64_t pixel = row * s.stride_h * p.width + column * s.stride_w;
+          dot[tile]({packed + pixel * kImages, offset, kImages, values, crow, crow + 1, s.out_channels, bias,
+                     out + column * kImages, pitch});
+          column += tile;
         }
-        unpack_rows(s, out, pitch, top, rows, first, live, y);
+        for (int64_t o = 0; o < s.out_channels; ++o) {
+          Bf16* const to = y + (o * s.out_h + row) * s.out_w * s.n + first;
+          k.narrow_runs(out + o * pitch, kImages, s.out_w, live, to, s.n, live);
+        }
       }
     }
   });

@@ -1,4 +1,5 @@
-// Convolutions with a CSR weight in bfloat16, multiplied as such (bf16_dot-inl.h): lanes are images.
+// Convolutions with a CSR weight of feature-major bfloat16, multiplied as such (bf16_dot-inl.h): lanes are images.
+// (Contiguous images would have to be transposed on both sides, which costs what is gained.)
 //
 // Blocks of 32 images are packed to [channel][padded row][padded column][image]. A non-zero is then an offset of whole
 // registers, whatever the stride, the dilation and the groups are, and two neighbouring pixels make a strip of two.
@@ -9,7 +10,7 @@
 
 namespace lth {
 
-// Whether the processor multiplies bfloat16 and so many images fill its registers well enough.
+// Whether x and y are feature-major, the processor multiplies bfloat16, and so many images fill its registers well.
 bool takes_conv_dot(const ConvSizes& sizes);
 
 template <class Index>

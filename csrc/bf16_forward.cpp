@@ -1,7 +1,8 @@
 // The forward passes in bfloat16: specialisations of the drivers' entry points, declared in bf16_forward.h.
 //
 // A few samples are computed by kernels that read the weight as it is, since reading it is what takes the time. More of
-// them, and the pixels of 1x1 convolutions, are packed as bfloat16 where the processor multiplies it (bf16_dot-inl.h).
+// them, the pixels of 1x1 convolutions, and images that are feature-major (bf16_conv.h) are packed as bfloat16 where the
+// processor multiplies it (bf16_dot-inl.h).
 // Else the float drivers compute, on scratch memory: weight and bias are widened once for a call; activations strip by
 // strip (linear), which is what packing would do to them anyway, or some images at a time (convolutions). What a piece
 // needs stays in a near cache where the layer allows it. Sums are floats throughout, rounded once.
