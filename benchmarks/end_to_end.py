@@ -1,6 +1,7 @@
-"""Whole networks: the training step against dense torch (`training.py`), and full searches (`search.py`).
+"""Whole networks: the training step against dense torch (`training.py`), full searches (`search.py`), and chains of
+equal layers in inference (`chains.py`).
 
-`Run.measure` goes through both; rows, tables and plots are made here.
+`Run.measure` goes through them; rows, tables and plots are made here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from pathlib import Path
 from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.report.tables import Grid
 
+from . import chains
+from .chains import CHAINS, ChainTime
 from .machine import ABOUT, Rates, about, torch_threads
 from .plots import Row, levels_plot, steps_plot
 from .search import LevelTime, time_levels
 from .timing import quantile
 from .training import MASKED, NETWORKS, OURS, StepTime, time_steps
 
-PARTS = ("step", "search")
+PARTS = ("step", "search", "chain")
+#: Those measured unless told otherwise.
+USUAL = ("step", "search")
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
 LEVELS = 20
 
@@ -39,7 +44,8 @@ class Settings:
 
     Attributes:
         densities: shares of the weights kept in the steps.
-        parts: "step", "search" or both; a search is for the networks that have prune rates (LeNet and Conv-6).
+        parts: "step", "search" and "chain", or some of them; a search is for the networks that have prune rates (LeNet
+            and Conv-6), a chain of layers has no network.
         levels: prunings of a search, 20 by default; iterations: steps of each level, by default the network's own.
         seconds, rounds: given to each candidate of the steps, and the least number of rounds.
 
@@ -49,7 +55,7 @@ class Settings:
     networks: tuple[str, ...] = tuple(NETWORKS)
     densities: tuple[float, ...] = DENSITIES
     threads: tuple[int, ...] = (1,)
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = USUAL
     levels: int | None = None
     iterations: int | None = None
     seconds: float = 1.0
@@ -76,14 +82,16 @@ class Settings:
         return LEVELS if self.levels is None else self.levels
 
     def pieces(self) -> list[tuple[int, str, str]]:
-        """(threads, network, part) in the order of measurement."""
-        return [
-            (threads, name, part)
-            for threads in self.threads
+        """(threads, network or chain, part) in the order of measurement."""
+        found = [
+            (name, part)
             for name in self.networks
-            for part in PARTS
+            for part in USUAL
             if part in self.parts and (part == "step" or NETWORKS[name].iterations)
         ]
+        if "chain" in self.parts:
+            found += [(name, "chain") for name in CHAINS]
+        return [(threads, *piece) for threads in self.threads for piece in found]
 
 
 @dataclass
@@ -93,12 +101,17 @@ class Run:
     settings: Settings
     steps: list[StepTime] = field(default_factory=list)
     levels: list[LevelTime] = field(default_factory=list)
+    chains: list[ChainTime] = field(default_factory=list)
     rates: dict[int, Rates] = field(default_factory=dict)
 
     def costs(self) -> list[float]:
         """Guesses of how long each yield of `measure` takes, unit-free."""
         costs = []
         for _, name, part in self.settings.pieces():
+            if part == "chain":
+                options = self.settings
+                costs.append(chains.cost(CHAINS[name], options.densities, options.seconds, options.rounds))
+                continue
             own = STEP_COST[name]
             if part == "step":
                 costs.append(
@@ -111,10 +124,18 @@ class Run:
     def measure(self, before: Callable[[str], object] = lambda name: None) -> Iterator[None]:
         """Everything; `before` is told what comes before each yield."""
         for threads, name, part in self.settings.pieces():
-            network, settings = NETWORKS[name], self.settings
+            settings = self.settings
             with torch_threads(threads):
                 if threads not in self.rates:
                     self.rates[threads] = Rates.measure(threads)
+                if part == "chain":
+                    before(f"{name}, {threads} thread(s)")
+                    self.chains += chains.time_chain(
+                        CHAINS[name], settings.densities, threads, settings.seconds, settings.rounds
+                    )
+                    yield
+                    continue
+                network = NETWORKS[name]
                 if part == "step":
                     before(f"{name}, training step, {threads} thread(s)")
                     self.steps += time_steps(network, settings.densities, threads, settings.seconds, settings.rounds)
@@ -130,9 +151,10 @@ class Run:
         return self.settings.iterations or NETWORKS[name].iterations
 
     def rows(self) -> list[dict[str, str]]:
-        """Cells of `COLUMNS`; those of the other part are empty."""
+        """Cells of `COLUMNS`; those of the other parts are empty."""
         where = about()
         rows = [*map(_step_row, self.steps), *(self._level_row(one) for one in self.levels)]
+        rows += map(chains.row, self.chains)
         return [dict.fromkeys(COLUMNS, "") | where | self._rates(row["threads"]) | row for row in rows]
 
     def _rates(self, threads: str) -> dict[str, str]:
@@ -171,7 +193,8 @@ class Run:
         """The tables of what was measured."""
         grids = [_step_grid(self.steps)] if self.steps else []
         searches = list(dict.fromkeys((one.network.name, one.threads) for one in self.levels))
-        return grids + [self._search_grid(name, threads) for name, threads in searches]
+        grids += [self._search_grid(name, threads) for name, threads in searches]
+        return grids + ([chains.grid(self.chains)] if self.chains else [])
 
     def _search_grid(self, name: str, threads: int) -> Grid:
         ours = [x for x in self.levels if (x.network.name, x.threads, x.candidate) == (name, threads, OURS)]
@@ -199,9 +222,9 @@ STEP_COST = {"lenet": 0.002, "conv6": 0.5, "resnet18": 2.0, "vgg19": 1.5}
 
 
 def draw(rows: Sequence[Row], directory: Path) -> list[Path]:
-    """steps.svg and search.svg, as far as there are rows for them."""
+    """steps.svg and search.svg, as far as there are rows for them; chains have a table only."""
     directory.mkdir(parents=True, exist_ok=True)
-    steps, levels = ([row for row in rows if row["part"] == part] for part in PARTS)
+    steps, levels = ([row for row in rows if row["part"] == part] for part in USUAL)
     return [
         *([steps_plot(steps, directory / "steps.svg")] if steps else []),
         *([levels_plot(levels, directory / "search.svg")] if levels else []),

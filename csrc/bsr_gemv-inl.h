@@ -1,28 +1,40 @@
 // y = W x + bias for one sample: there is no batch to fill registers with, so lanes are what a block stores side by
-// side, the rows of a block of one column or the columns of a wider one.
+// side, the rows of a block of one column or the columns of a wider one. The weight may be stored as Bf16.
 
 template <class T, int N>
 struct Wide {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
 };
 
+template <class T, int N>
+void load_wide(const T* p, typename Wide<T, N>::type& v) {
+  __builtin_memcpy(&v, p, sizeof(v));
+}
+
+template <class T, int N>
+void load_wide(const Bf16* p, typename Wide<float, N>::type& v) {
+  typename Wide<uint16_t, N>::type h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  v = (typename Wide<float, N>::type)(__builtin_convertvector(h, typename Wide<uint32_t, N>::type) << 16);
+}
+
 // Rows [row, row + N) of block row p, blocks of one column: y += values[k] * x[col[k]]. Four sums, since one would wait
 // for its own latency.
-template <class T, int N>
-void bsr_gemv_column(const BsrGemvArgs<T>& a, int64_t p, int64_t row) {
+template <class T, int N, class Stored>
+void bsr_gemv_column(const BsrGemvArgs<T, Stored>& a, int64_t p, int64_t row) {
   typename Wide<T, N>::type sum[4] = {}, v;
-  const T* const values = a.values + row;
+  const Stored* const values = a.values + row;
   int64_t k = a.begin[p];
   const int64_t end = a.end[p];
   for (; k + 4 <= end; k += 4) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      __builtin_memcpy(&v, values + (k + i) * a.r, sizeof(v));
+      load_wide<T, N>(values + (k + i) * a.r, v);
       sum[i] += v * a.x[a.col[k + i]];
     }
   }
   for (; k < end; ++k) {
-    __builtin_memcpy(&v, values + k * a.r, sizeof(v));
+    load_wide<T, N>(values + k * a.r, v);
     sum[0] += v * a.x[a.col[k]];
   }
   sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -31,20 +43,20 @@ void bsr_gemv_column(const BsrGemvArgs<T>& a, int64_t p, int64_t row) {
 }
 
 // Rows [row, row + R) of block row p, N columns at a time.
-template <class T, int N, int R>
-void bsr_gemv_rows(const BsrGemvArgs<T>& a, int64_t p, int64_t row) {
+template <class T, int N, int R, class Stored>
+void bsr_gemv_rows(const BsrGemvArgs<T, Stored>& a, int64_t p, int64_t row) {
   typename Wide<T, N>::type sum[R] = {}, v, xs;
   T rest[R] = {};
   const int64_t whole = a.c / N * N;
   const int64_t end = a.end[p];
   for (int64_t k = a.begin[p]; k < end; ++k) {
-    const T* const values = a.values + (k * a.r + row) * a.c;
+    const Stored* const values = a.values + (k * a.r + row) * a.c;
     const T* const x = a.x + a.col[k] * a.c;
     for (int64_t j = 0; j < whole; j += N) {
       __builtin_memcpy(&xs, x + j, sizeof(xs));
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
-        __builtin_memcpy(&v, values + i * a.c + j, sizeof(v));
+        load_wide<T, N>(values + i * a.c + j, v);
         sum[i] += v * xs;
       }
     }
@@ -61,15 +73,15 @@ void bsr_gemv_rows(const BsrGemvArgs<T>& a, int64_t p, int64_t row) {
   }
 }
 
-template <class T, int N>
-void bsr_gemv_panel(const BsrGemvArgs<T>& a, int64_t p) {
+template <class T, int N, class Stored>
+void bsr_gemv_panel(const BsrGemvArgs<T, Stored>& a, int64_t p) {
   int64_t row = 0;
   for (; row + 4 <= a.r; row += 4) bsr_gemv_rows<T, N, 4>(a, p, row);
   for (; row < a.r; ++row) bsr_gemv_rows<T, N, 1>(a, p, row);
 }
 
-template <class T>
-void bsr_gemv(const BsrGemvArgs<T>& a) {
+template <class T, class Stored>
+void bsr_gemv(const BsrGemvArgs<T, Stored>& a) {
   // As many lanes as a register has: wider vectors than that would live in memory.
   constexpr int kWidest = Vec<T>::kLanes, kNarrow = kWidest < 4 ? kWidest : 4;
   for (int64_t p = 0; p < a.block_rows; ++p) {

@@ -31,6 +31,12 @@ template <class T>
 void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides x_strides, const BsrWeight<T>& w, const T* bias,
                         T* y, Strides y_strides, bool relu, int threads);
 
+// The same for a few samples, where bsr_takes_few says that it is the faster way. S may be Bf16.
+bool bsr_takes_few(int64_t batch, int64_t r, int64_t c);
+template <class S>
+void bsr_few_forward(const LinearSizes& sizes, const S* x, Strides x_strides, const BsrWeight<S>& w, const S* bias,
+                     S* y, Strides y_strides, bool relu, int threads);
+
 // dx[n, i] = sum over o of W[o, i] grad[n, o];  dvalues: sum over n of grad[n, o] x[n, i];  dbias[o] = sum over n of
 // grad[n, o]. Any may be null. Reads ccol, row and perm.
 template <class T>

@@ -23,10 +23,26 @@ void pad_bias(const T* bias, int64_t rows, int64_t padded, T* to) {
   std::fill(to + rows, to + padded, T(0));
 }
 
-template <class T>
-void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
-                 Strides ys, bool relu, int threads) {
-  const Kernels<T>& k = kernels<T>();
+template <class S>
+void (*gemv_of())(const BsrGemvArgs<Compute<S>, S>&) {
+  return kernels<S>().bsr_gemv;
+}
+template <>
+void (*gemv_of<Bf16>())(const BsrGemvArgs<float, Bf16>&) {
+  return bf16_kernels().bsr_gemv;
+}
+
+}  // namespace
+
+bool bsr_takes_few(int64_t batch, int64_t r, int64_t c) {
+  return batch <= kFewSamples && (c >= 4 || (c == 1 && r >= 4));
+}
+
+template <class S>
+void bsr_few_forward(const LinearSizes& sizes, const S* x, Strides xs, const BsrWeight<S>& w, const S* bias, S* y,
+                     Strides ys, bool relu, int threads) {
+  using T = Compute<S>;
+  const auto gemv = gemv_of<S>();
   const int64_t block_rows = ceil_div(sizes.rows, w.r), padded_rows = block_rows * w.r;
   const int64_t padded_cols = round_up(sizes.cols, w.c), blocks = w.crow[block_rows], weights = blocks * w.r * w.c;
   threads = useful_threads(threads, static_cast<double>(weights * sizes.batch));
@@ -34,28 +50,28 @@ void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeig
   Plan plan;
   const size_t x_at = plan.add<T>(padded_cols * sizes.batch);
   const size_t y_at = plan.add<T>(padded_rows * sizes.batch);
-  const size_t bias_at = plan.add<T>(bias != nullptr ? padded_rows : 0);
-  const size_t values_at = plan.add<T>(w.mask != nullptr ? weights : 0);
+  const size_t bias_at = plan.add<S>(bias != nullptr ? padded_rows : 0);
+  const size_t values_at = plan.add<S>(w.mask != nullptr ? weights : 0);
   const Scratch scratch(plan);
   T* const packed = scratch.at<T>(x_at);
   T* const out = scratch.at<T>(y_at);
   for (int64_t n = 0; n < sizes.batch; ++n) {
     T* const to = packed + n * padded_cols;
-    for (int64_t i = 0; i < sizes.cols; ++i) to[i] = x[n * xs.batch + i * xs.feature];
+    for (int64_t i = 0; i < sizes.cols; ++i) to[i] = static_cast<T>(x[n * xs.batch + i * xs.feature]);
     std::fill(to + sizes.cols, to + padded_cols, T(0));
   }
-  if (bias != nullptr) pad_bias(bias, sizes.rows, padded_rows, scratch.at<T>(bias_at));
+  if (bias != nullptr) pad_bias(bias, sizes.rows, padded_rows, scratch.at<S>(bias_at));
 
   parallel(threads, [&](int thread, int team) {
     const int64_t weight = blocks + block_rows;
     const auto cut = [&](int part) { return row_at(w.crow, block_rows, 1, weight * part / team); };
     const Range mine{cut(thread), cut(thread + 1)};
-    const T* values = w.values;
+    const S* values = w.values;
     if (w.mask != nullptr) {
-      T* const masked = scratch.at<T>(values_at);
+      S* const masked = scratch.at<S>(values_at);
       const int64_t size = w.r * w.c;
       for (int64_t i = w.crow[mine.begin] * size; i < w.crow[mine.end] * size; ++i)
-        masked[i] = w.mask[i] != 0 ? w.values[i] : T(0);
+        masked[i] = w.mask[i] != 0 ? w.values[i] : S(0);
       values = masked;
     }
     const int64_t chunk = ceil_div(kFewRowsAtOnce, w.r);  // its weights are read once for all samples
@@ -63,26 +79,21 @@ void forward_few(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeig
       const int64_t count = std::min(chunk, mine.end - b), first = b * w.r;
       for (int64_t n = 0; n < sizes.batch; ++n) {
         T* const from = out + n * padded_rows;
-        k.bsr_gemv({packed + n * padded_cols, w.col, values, w.r, w.c, w.crow + b, w.crow + b + 1, count,
-                    bias == nullptr ? nullptr : scratch.at<T>(bias_at) + first, from + first});
+        gemv({packed + n * padded_cols, w.col, values, w.r, w.c, w.crow + b, w.crow + b + 1, count,
+              bias == nullptr ? nullptr : scratch.at<S>(bias_at) + first, from + first});
         const int64_t stop = std::min(sizes.rows, first + count * w.r);
         if (relu) apply_relu(from + first, stop - first);
-        for (int64_t r = first; r < stop; ++r) y[n * ys.batch + r * ys.feature] = from[r];
+        for (int64_t r = first; r < stop; ++r) y[n * ys.batch + r * ys.feature] = static_cast<S>(from[r]);
       }
     }
   });
 }
 
-}  // namespace
-
 template <class T>
 void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const BsrWeight<T>& w, const T* bias, T* y,
                         Strides ys, bool relu, int threads) {
   if (sizes.batch == 0 || sizes.rows == 0) return;
-  if (sizes.batch <= kFewSamples && (w.c >= 4 || (w.c == 1 && w.r >= 4))) {
-    forward_few(sizes, x, xs, w, bias, y, ys, relu, threads);
-    return;
-  }
+  if (bsr_takes_few(sizes.batch, w.r, w.c)) return bsr_few_forward(sizes, x, xs, w, bias, y, ys, relu, threads);
   const Kernels<T>& k = kernels<T>();
   const int64_t padded_rows = round_up(sizes.rows, w.r), padded_cols = round_up(sizes.cols, w.c);
   const int64_t weights = w.crow[padded_rows / w.r] * w.r * w.c;
@@ -123,5 +134,7 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
                                       Strides, bool, int);
 LTH_INSTANTIATE(float)
 LTH_INSTANTIATE(double)
+template void bsr_few_forward<Bf16>(const LinearSizes&, const Bf16*, Strides, const BsrWeight<Bf16>&, const Bf16*,
+                                    Bf16*, Strides, bool, int);
 
 }  // namespace lth

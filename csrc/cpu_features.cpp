@@ -97,6 +97,14 @@ std::vector<Isa> runnable_isas() {
   return result;
 }
 
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+  return runs_here(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 Isa current_isa() {
   const Choice& c = choice();
   if (!c.usable.load(std::memory_order_relaxed)) {

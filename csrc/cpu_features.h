@@ -17,6 +17,7 @@ std::string name_of(Isa isa);
 std::vector<Isa> built_isas();     // in this binary, slowest first
 std::vector<Isa> runnable_isas();  // of those, the ones this processor has
 Isa current_isa();  // std::runtime_error when LTH_SPARSE_ISA asked for one that is unknown or not runnable
+bool multiplies_bf16();  // whether the processor has AVX512_BF16
 void set_isa(const std::string& name);  // std::invalid_argument likewise; overrides the environment
 
 }  // namespace lth

@@ -7,14 +7,14 @@
 
 constexpr int64_t kAhead = 512;  // non-zeros by which a weight from memory is asked for ahead of its use
 
-template <class T, int L, bool Ahead, class Index>
-void csr_few_rows(const FewArgs<T, Index>& a) {
+template <class T, int L, bool Ahead, class Index, class Stored>
+void csr_few_rows(const FewArgs<T, Index, Stored>& a) {
   using F = Few<T, L>;
   using reg = typename F::reg;
   constexpr int kR = F::kRegs;
   const T* const x = a.x;
   const Index* const col = a.col;
-  const T* const values = a.values;
+  const Stored* const values = a.values;
   for (int64_t r = 0; r < a.rows; ++r) {
     reg acc[2][kR];
     for (int u = 0; u < 2; ++u) {
@@ -51,8 +51,8 @@ void csr_few_rows(const FewArgs<T, Index>& a) {
   }
 }
 
-template <class T, int L, class Index>
-void csr_few(const FewArgs<T, Index>& a) {
+template <class T, int L, class Index, class Stored>
+void csr_few(const FewArgs<T, Index, Stored>& a) {
   if (a.ahead) {
     csr_few_rows<T, L, true>(a);
   } else {

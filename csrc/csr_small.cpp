@@ -4,6 +4,7 @@
 #include "csr_small.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -41,6 +42,23 @@ Range rows_of(const int32_t* crow, int64_t rows, int thread, int team) {
   return {cut(thread), cut(thread + 1)};
 }
 
+template <class S, class Index>
+void (*few_of(int64_t lanes))(const FewArgs<Compute<S>, Index, S>&) {
+  if constexpr (!std::is_same_v<S, Bf16>)
+    return kernels<S>().template indexed<Index>().few[lanes];
+  else if constexpr (std::is_same_v<Index, uint16_t>)
+    return bf16_kernels().few_u16[lanes];
+  else
+    return bf16_kernels().few_i32[lanes];
+}
+
+// x where it is a strip as it stands, which only what has the type of a strip can be, else what it was packed to.
+template <class T>
+const T* strip(const T* x, const T* packed, bool as_it_stands) {
+  return as_it_stands ? x : packed;
+}
+inline const float* strip(const Bf16*, const float* packed, bool) { return packed; }
+
 }  // namespace
 
 template <class T>
@@ -54,15 +72,18 @@ bool takes_rows(int64_t batch, int64_t nnz) {
   return batch * bytes <= (permuted > kPermutedBytes ? kRowsBytesLarge : kRowsBytes);
 }
 
-template <class T, class Index>
-void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* values, const T* bias, T* y,
+template <class S, class Index>
+void csr_few_forward(const LinearSizes& sizes, const S* x, Strides xs, const S* values, const S* bias, S* y,
                      Strides ys, const int32_t* crow, const Index* col, bool relu, int threads) {
+  using T = Compute<S>;
   const Kernels<T>& k = kernels<T>();
   const int64_t lanes = few_lanes(sizes.batch), nnz = crow[sizes.rows];
   const Tiling t(sizes.batch, lanes, 1);
-  const bool read_x = is_strip(sizes.batch, xs, lanes), write_y = is_strip(sizes.batch, ys, lanes);
-  const auto few = k.template indexed<Index>().few[lanes];
-  const bool ahead = from_memory(nnz, sizeof(T) + sizeof(Index));
+  constexpr bool kSame = std::is_same_v<S, T>;
+  const bool read_x = kSame && is_strip(sizes.batch, xs, lanes);
+  const bool write_y = kSame && is_strip(sizes.batch, ys, lanes);
+  const auto few = few_of<S, Index>(lanes);
+  const bool ahead = from_memory(nnz, sizeof(S) + sizeof(Index));
   threads = useful(threads, nnz, sizes.rows);
 
   Plan plan;
@@ -78,13 +99,15 @@ void csr_few_forward(const LinearSizes& sizes, const T* x, Strides xs, const T* 
     }
     const Range mine = rows_of(crow, sizes.rows, thread, team);
     const auto run = [&](int64_t r, int64_t count, T* out) {
-      few({read_x ? x : packed, col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r, ahead,
-           out});
+      few({strip(x, packed, read_x), col, values, crow + r, crow + r + 1, count, bias == nullptr ? nullptr : bias + r,
+           ahead, out});
       if (relu) apply_relu(out, count * lanes);
     };
-    if (write_y) {
-      run(mine.begin, mine.end - mine.begin, y + mine.begin * lanes);
-      return;
+    if constexpr (kSame) {
+      if (write_y) {
+        run(mine.begin, mine.end - mine.begin, y + mine.begin * lanes);
+        return;
+      }
     }
     T* const out = scratch.at<T>(out_at, kChunk * lanes, thread);
     for (int64_t r = mine.begin; r < mine.end; r += kChunk) {
@@ -161,14 +184,18 @@ template bool takes_few<double>(int64_t);
 template bool takes_rows<float>(int64_t, int64_t);
 template bool takes_rows<double>(int64_t, int64_t);
 
+#define LTH_INSTANTIATE_FORWARD(S, Index)                                                                          \
+  template void csr_few_forward<S, Index>(const LinearSizes&, const S*, Strides, const S*, const S*, S*, Strides, \
+                                          const int32_t*, const Index*, bool, int);
 #define LTH_INSTANTIATE(T, Index)                                                                                   \
-  template void csr_few_forward<T, Index>(const LinearSizes&, const T*, Strides, const T*, const T*, T*, Strides,   \
-                                          const int32_t*, const Index*, bool, int);                                 \
+  LTH_INSTANTIATE_FORWARD(T, Index)                                                                                 \
   template void csr_rows_backward<T, Index>(const LinearSizes&, const Gradient<T>&, const T*, Strides, const T*, T*, \
                                             Strides, T*, T*, const int32_t*, const Index*, int);
 LTH_INSTANTIATE(float, uint16_t)
 LTH_INSTANTIATE(float, int32_t)
 LTH_INSTANTIATE(double, uint16_t)
 LTH_INSTANTIATE(double, int32_t)
+LTH_INSTANTIATE_FORWARD(Bf16, uint16_t)
+LTH_INSTANTIATE_FORWARD(Bf16, int32_t)
 
 }  // namespace lth

@@ -12,14 +12,15 @@
 
 namespace lth {
 
-// Whether the forward pass is csr_few_forward, the backward pass csr_rows_backward.
+// Whether the forward pass is csr_few_forward, the backward pass csr_rows_backward. T is what is computed in.
 template <class T>
 bool takes_few(int64_t batch);
 template <class T>
 bool takes_rows(int64_t batch, int64_t nnz);
 
-template <class T, class Index>
-void csr_few_forward(const LinearSizes& sizes, const T* x, Strides x_strides, const T* values, const T* bias, T* y,
+// S, what memory holds, may be Bf16.
+template <class S, class Index>
+void csr_few_forward(const LinearSizes& sizes, const S* x, Strides x_strides, const S* values, const S* bias, S* y,
                      Strides y_strides, const int32_t* crow, const Index* col, bool relu, int threads);
 
 template <class T, class Index>

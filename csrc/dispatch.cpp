@@ -8,7 +8,8 @@ namespace lth {
 void add_names(std::vector<std::string>& names, const char* op, int rows, int tile, bool exists, int lanes,
                int bytes, const char* isa) {
   if (!exists) return;
-  const std::string head = std::string(bytes == 4 ? "f32_" : "f64_") + op + "_" +
+  const char* const type = bytes == 2 ? "bf16_" : bytes == 4 ? "f32_" : "f64_";
+  const std::string head = std::string(type) + op + "_" +
                            (rows > 0 ? std::to_string(rows) + "x" : "") + std::to_string(tile) + "x" +
                            std::to_string(lanes) + "_";
   for (const char* index : {"u16", "i32"}) {
@@ -16,10 +17,12 @@ void add_names(std::vector<std::string>& names, const char* op, int rows, int ti
   }
 }
 
-const KernelTable* make_table(void (*fill_f32)(Kernels<float>&), void (*fill_f64)(Kernels<double>&)) {
+const KernelTable* make_table(void (*fill_f32)(Kernels<float>&), void (*fill_f64)(Kernels<double>&),
+                              void (*fill_bf16)(Bf16Kernels&)) {
   KernelTable* const table = new KernelTable;
   fill_f32(table->f32);
   fill_f64(table->f64);
+  fill_bf16(table->bf16);
   return table;
 }
 
@@ -45,12 +48,15 @@ const Kernels<double>& kernels<double>() {
   return table_of(current_isa()).f64;
 }
 
+const Bf16Kernels& bf16_kernels() { return table_of(current_isa()).bf16; }
+
 std::vector<std::string> microkernels() {
   std::vector<std::string> names;
   for (Isa isa : built_isas()) {
     const KernelTable& table = table_of(isa);
-    names.insert(names.end(), table.f32.names.begin(), table.f32.names.end());
-    names.insert(names.end(), table.f64.names.begin(), table.f64.names.end());
+    for (const auto* some : {&table.f32.names, &table.f64.names, &table.bf16.names}) {
+      names.insert(names.end(), some->begin(), some->end());
+    }
   }
   return names;
 }

@@ -22,6 +22,18 @@ inline Four four(const int32_t* c) {
   return {{p & 0xffffffff, p >> 32, q & 0xffffffff, q >> 32}};
 }
 
+// Four values, and one as all lanes.
+inline __m128 four_values(const float* v) { return _mm_loadu_ps(v); }
+inline __m128 four_values(const Bf16* v) {
+  const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(v));
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(halves), 16));
+}
+
+inline __m256 one_value(const float* v) { return _mm256_broadcast_ss(v); }
+inline __m256 one_value(const Bf16* v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(static_cast<short>(v->bits)), 16));
+}
+
 inline __m128 unpaired(__m256 v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); }
 
 // What the strips of all widths share: registers of four and eight floats, two and four doubles.
@@ -84,7 +96,8 @@ struct Few<float, 1> : Few128, Single<float> {
     v = _mm_insert_ps(v, _mm_load_ss(x + f.at[2]), 0x20);
     out[0] = _mm_insert_ps(v, _mm_load_ss(x + f.at[3]), 0x30);
   }
-  static void spread(const float* v, reg (&out)[kRegs]) { out[0] = _mm_loadu_ps(v); }
+  template <class Stored>
+  static void spread(const Stored* v, reg (&out)[kRegs]) { out[0] = four_values(v); }
   static void sums(float* out, const reg (&p)[kRegs]) { _mm_storeu_ps(out, p[0]); }
 };
 
@@ -106,8 +119,9 @@ struct Few<float, 2> : Few128 {
     out[0] = _mm_loadh_pi(load(x + 2 * f.at[0]), reinterpret_cast<const __m64*>(x + 2 * f.at[1]));
     out[1] = _mm_loadh_pi(load(x + 2 * f.at[2]), reinterpret_cast<const __m64*>(x + 2 * f.at[3]));
   }
-  static void spread(const float* v, reg (&out)[kRegs]) {
-    const reg all = _mm_loadu_ps(v);
+  template <class Stored>
+  static void spread(const Stored* v, reg (&out)[kRegs]) {
+    const reg all = four_values(v);
     out[0] = _mm_unpacklo_ps(all, all);
     out[1] = _mm_unpackhi_ps(all, all);
   }
@@ -132,8 +146,9 @@ struct Few<float, 4> : Few256 {
     out[0] = both(load(x + 4 * f.at[0]), load(x + 4 * f.at[1]));
     out[1] = both(load(x + 4 * f.at[2]), load(x + 4 * f.at[3]));
   }
-  static void spread(const float* v, reg (&out)[kRegs]) {
-    const reg all = _mm256_castps128_ps256(_mm_loadu_ps(v));
+  template <class Stored>
+  static void spread(const Stored* v, reg (&out)[kRegs]) {
+    const reg all = _mm256_castps128_ps256(four_values(v));
     out[0] = _mm256_permutevar8x32_ps(all, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
     out[1] = _mm256_permutevar8x32_ps(all, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
   }
@@ -164,8 +179,9 @@ struct Few<float, 8> : Few256 {
     const Four f = four(c);
     for (int i = 0; i < 4; ++i) out[i] = load(x + 8 * f.at[i]);
   }
-  static void spread(const float* v, reg (&out)[kRegs]) {
-    for (int i = 0; i < 4; ++i) out[i] = _mm256_set1_ps(v[i]);
+  template <class Stored>
+  static void spread(const Stored* v, reg (&out)[kRegs]) {
+    for (int i = 0; i < 4; ++i) out[i] = one_value(v + i);
   }
   static void sums(float* out, const reg (&p)[kRegs]) {
     _mm_storeu_ps(out, unpaired(_mm256_hadd_ps(_mm256_hadd_ps(p[0], p[1]), _mm256_hadd_ps(p[2], p[3]))));

@@ -34,7 +34,8 @@ struct FewPlain {
     for (int i = 0; i < 4; ++i) out[i] = load(x + static_cast<int64_t>(c[i]) * L);
   }
   // Strip i holds v[i] in every lane.
-  static void spread(const T* v, reg (&out)[kRegs]) {
+  template <class Stored>
+  static void spread(const Stored* v, reg (&out)[kRegs]) {
     for (int i = 0; i < 4; ++i) out[i] = set1(v[i]);
   }
   // out[i] = the sum of strip i.

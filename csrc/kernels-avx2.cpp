@@ -21,6 +21,7 @@
 namespace lth {
 namespace avx2 {
 #include "simd-avx2-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"
@@ -34,6 +35,7 @@ namespace avx2 {
 #include "relu-inl.h"
 #include "shift-inl.h"
 #include "gradient-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace avx2
 }  // namespace lth

@@ -31,6 +31,7 @@
 namespace lth {
 namespace avx512 {
 #include "simd-avx512-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"
@@ -44,6 +45,7 @@ namespace avx512 {
 #include "relu-inl.h"
 #include "shift-inl.h"
 #include "gradient-inl.h"
+void fill_dot(Bf16Kernels& k);
 #include "table-inl.h"
 }  // namespace avx512
 }  // namespace lth
@@ -53,5 +55,38 @@ namespace avx512 {
 #else
 #pragma GCC pop_options
 #endif
+
+// What only some of these processors have, in a region of its own.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+namespace lth {
+namespace avx512 {
+#include "bf16_dot-inl.h"
+}  // namespace avx512
+}  // namespace lth
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace lth {
+namespace avx512 {
+
+void fill_dot(Bf16Kernels& k) {
+  if (!multiplies_bf16()) return;
+  add_dot<1>(k);
+  add_dot<2>(k);
+}
+
+}  // namespace avx512
+}  // namespace lth
 
 #endif  // x86-64

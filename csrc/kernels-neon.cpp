@@ -18,6 +18,7 @@
 namespace lth {
 namespace neon {
 #include "simd-neon-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"
@@ -31,6 +32,7 @@ namespace neon {
 #include "relu-inl.h"
 #include "shift-inl.h"
 #include "gradient-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace neon
 }  // namespace lth

@@ -6,6 +6,7 @@
 namespace lth {
 namespace scalar {
 #include "simd-scalar-inl.h"
+#include "memory-inl.h"
 #include "csr_spmm-inl.h"
 #include "csr_backward-inl.h"
 #include "csr_scatter-inl.h"
@@ -19,6 +20,7 @@ namespace scalar {
 #include "relu-inl.h"
 #include "shift-inl.h"
 #include "gradient-inl.h"
+inline void fill_dot(Bf16Kernels&) {}  // none here
 #include "table-inl.h"
 }  // namespace scalar
 }  // namespace lth

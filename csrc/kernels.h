@@ -17,13 +17,15 @@
 //     bsr_outer     dw[i][j] += <x_j, dy_i> for a block of several columns, over many strips before anything is summed
 //     bsr_gemv      y = W x + bias for a single sample
 // `transpose`, `copy_runs`, `shift_rows`, `gate` and `sum` pack, unpack and reduce. Drivers know no intrinsics; kernels
-// know no layers, threads or memory.
+// know no layers, threads or memory. Of bfloat16 there are the ways in and out of registers, and the kernels that read
+// the weight once or twice and no more (Bf16Kernels): whatever uses it more often had better read floats.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "bf16.h"
 #include "cpu_features.h"
 
 namespace lth {
@@ -84,15 +86,15 @@ struct BackwardArgs {
 
 // Strips of fewer samples than a register has lanes, without gaps: x is [cols][lanes], y and dy are [rows][lanes]. Rows
 // as in SpmmArgs; `ahead` asks memory for the weight in advance, worth its cost for one that fits no cache.
-template <class T, class Index>
+template <class T, class Index, class Stored = T>
 struct FewArgs {
   const T* x;
   const Index* col;
-  const T* values;
+  const Stored* values;
   const int32_t* begin;
   const int32_t* end;
   int64_t rows;
-  const T* bias;
+  const Stored* bias;
   bool ahead;
   T* y;
 };
@@ -188,18 +190,47 @@ struct BsrOuterArgs {
 
 // One sample: y[p * r + i] = bias[p * r + i] + sum over the blocks k in [begin[p], end[p]) and their columns j of
 // values[(k * r + i) * c + j] * x[col[k] * c + j]; bias may be null.
-template <class T>
+template <class T, class Stored = T>
 struct BsrGemvArgs {
   const T* x;
   const int32_t* col;
-  const T* values;
+  const Stored* values;
   int64_t r;
   int64_t c;
   const int32_t* begin;
   const int32_t* end;
   int64_t block_rows;
-  const T* bias;
+  const Stored* bias;
   T* y;
+};
+
+// As SpmmArgs without blocks, for strips of bfloat16; y in floats.
+template <class Index>
+struct DotArgs {
+  const Bf16* x;
+  const Index* offset;
+  int64_t unit;
+  const Bf16* values;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t rows;
+  const Bf16* bias;
+  float* y;
+  int64_t y_pitch;
+};
+
+// Panels as in BsrGemvArgs, of strips of bfloat16: x is [cols][lanes], y is [rows][lanes]; c is even.
+struct BsrDotArgs {
+  const Bf16* x;
+  const int32_t* col;
+  const Bf16* values;
+  int64_t r;
+  int64_t c;
+  const int32_t* begin;
+  const int32_t* end;
+  int64_t block_rows;
+  const Bf16* bias;
+  float* y;
 };
 
 template <class T, class Index>
@@ -278,9 +309,40 @@ inline const IndexedKernels<double, int32_t>& Kernels<double>::indexed<int32_t>(
   return i32;
 }
 
+// Floats from bfloat16 and back, and the kernels for a weight that is kept in it.
+struct Bf16Kernels {
+  template <class Index>
+  using Few = void (*)(const FewArgs<float, Index, Bf16>&);
+  Few<uint16_t> few_u16[kMaxFew + 1] = {};
+  Few<int32_t> few_i32[kMaxFew + 1] = {};
+  void (*bsr_gemv)(const BsrGemvArgs<float, Bf16>&);
+  // Strips of bfloat16, for processors that multiply it; by tile, of 32 lanes each, and null elsewhere.
+  template <class Index>
+  using Dot = void (*)(const DotArgs<Index>&);
+  Dot<uint16_t> dot_u16[kMaxTile + 1] = {};
+  Dot<int32_t> dot_i32[kMaxTile + 1] = {};
+  void (*bsr_dot[kMaxTile + 1])(const BsrDotArgs&) = {};
+  int64_t dot_tile = 0;  // the widest there is
+  // As those of Kernels, from one type to the other.
+  void (*widen_transpose)(const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, float* dst, int64_t dst_pitch,
+                          int64_t m_padded);
+  void (*narrow_transpose)(const float* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst, int64_t dst_pitch,
+                           int64_t m_padded);
+  void (*widen_runs)(const Bf16* src, int64_t src_pitch, int64_t count, int64_t live, float* dst, int64_t dst_pitch,
+                     int64_t wide);
+  void (*narrow_runs)(const float* src, int64_t src_pitch, int64_t count, int64_t live, Bf16* dst, int64_t dst_pitch,
+                      int64_t wide);
+  void (*transpose)(const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst, int64_t dst_pitch,
+                    int64_t m_padded);
+  void (*copy_runs)(const Bf16* src, int64_t src_pitch, int64_t count, int64_t live, Bf16* dst, int64_t dst_pitch,
+                    int64_t wide);
+  std::vector<std::string> names;
+};
+
 struct KernelTable {
   Kernels<float> f32;
   Kernels<double> f64;
+  Bf16Kernels bf16;
 };
 
 // One table per instruction set that this build contains; null where it does not.
@@ -305,6 +367,7 @@ template <>
 const Kernels<float>& kernels<float>();
 template <>
 const Kernels<double>& kernels<double>();
+const Bf16Kernels& bf16_kernels();
 
 std::vector<std::string> microkernels();  // the names of all of them, runnable here or not
 

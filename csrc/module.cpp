@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "bf16_forward.h"
 #include "bsr_conv.h"
 #include "bsr_linear.h"
 #include "cpu_features.h"
@@ -36,18 +37,39 @@ struct Type {
   using type = T;
 };
 
+void check_index_bits(int index_bits) {
+  if (index_bits != 16 && index_bits != 32) {
+    throw std::invalid_argument("index_bits: expected 16 or 32, got " + std::to_string(index_bits));
+  }
+}
+
 // Calls body(Type<value>, Type<index>) for the types that the codes name.
 template <class Body>
 void with_types(int dtype, int index_bits, Body&& body) {
   if (dtype != 0 && dtype != 1)
     throw std::invalid_argument("dtype: expected 0 (float32) or 1 (float64), got " + std::to_string(dtype));
-  if (index_bits != 16 && index_bits != 32) {
-    throw std::invalid_argument("index_bits: expected 16 or 32, got " + std::to_string(index_bits));
-  }
+  check_index_bits(index_bits);
   if (dtype == 0 && index_bits == 16) body(Type<float>(), Type<uint16_t>());
   if (dtype == 0 && index_bits == 32) body(Type<float>(), Type<int32_t>());
   if (dtype == 1 && index_bits == 16) body(Type<double>(), Type<uint16_t>());
   if (dtype == 1 && index_bits == 32) body(Type<double>(), Type<int32_t>());
+}
+
+// The same in a forward pass, which bfloat16 has, too.
+template <class Body>
+void with_forward_types(int dtype, int index_bits, Body&& body) {
+  if (dtype < 0 || dtype > 2) {
+    throw std::invalid_argument("dtype: expected 0 (float32), 1 (float64) or 2 (bfloat16), got " +
+                                std::to_string(dtype));
+  }
+  check_index_bits(index_bits);
+  if (dtype == 2 && index_bits == 16) {
+    body(Type<lth::Bf16>(), Type<uint16_t>());
+  } else if (dtype == 2) {
+    body(Type<lth::Bf16>(), Type<int32_t>());
+  } else {
+    with_types(dtype, index_bits, std::forward<Body>(body));
+  }
 }
 
 void at_least(const char* name, int64_t value, int64_t least) {
@@ -76,7 +98,7 @@ void csr_linear_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
   not_null("crow", crow, true);
   not_null("x", x, batch > 0 && cols > 0);
   not_null("y", y, batch > 0 && rows > 0);
-  with_types(dtype, index_bits, [&](auto value, auto index) {
+  with_forward_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_linear_forward<T, Index>(
@@ -124,7 +146,7 @@ void bsr_linear_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
   not_null("crow", crow, true);
   not_null("x", x, batch > 0 && cols > 0);
   not_null("y", y, batch > 0 && rows > 0);
-  with_types(dtype, 32, [&](auto value, auto) {
+  with_forward_types(dtype, 32, [&](auto value, auto) {
     using T = typename decltype(value)::type;
     const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
                                    as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};
@@ -167,7 +189,7 @@ void csr_conv2d_forward(Pointer x, Pointer values, Pointer bias, Pointer y, Poin
   not_null("crow", crow, true);
   not_null("x", x, n * channels * height * width > 0);
   not_null("y", y, n * out_channels * out_h * out_w > 0);
-  with_types(dtype, index_bits, [&](auto value, auto index) {
+  with_forward_types(dtype, index_bits, [&](auto value, auto index) {
     using T = typename decltype(value)::type;
     using Index = typename decltype(index)::type;
     lth::csr_conv2d_forward<T, Index>(sizes, as<const T>(x), as<const T>(values), as<const T>(bias), as<T>(y),
@@ -189,7 +211,7 @@ void bsr_conv2d_forward(Pointer x, Pointer values, Pointer mask, Pointer bias, P
   not_null("crow", crow, true);
   not_null("x", x, n * channels * height * width > 0);
   not_null("y", y, n * out_channels * out_h * out_w > 0);
-  with_types(dtype, 32, [&](auto value, auto) {
+  with_forward_types(dtype, 32, [&](auto value, auto) {
     using T = typename decltype(value)::type;
     const lth::BsrWeight<T> weight{block_rows, block_cols, as<const T>(values), as<const uint8_t>(mask),
                                    as<const int32_t>(crow), as<const int32_t>(col), nullptr, nullptr, nullptr};

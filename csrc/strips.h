@@ -1,4 +1,5 @@
-// Activations in strips: how a batch is cut into them, and the ways in and out for linear layers, any strides.
+// Activations in strips: how a batch is cut into them, and the ways in and out for linear layers, any strides. Memory
+// may hold them as bfloat16.
 #pragma once
 
 #include <algorithm>
@@ -62,58 +63,97 @@ void apply_relu(T* values, int64_t n) {
   for (int64_t i = 0; i < n; ++i) values[i] = values[i] < T(0) ? T(0) : values[i];
 }
 
-// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
+// Moving values between memory and strips, where both have one type and where memory has Bf16.
 template <class T>
-void pack(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
-          T* packed) {
+void copy_runs(const Kernels<T>& k, const T* src, int64_t src_pitch, int64_t count, int64_t live, T* dst,
+               int64_t dst_pitch, int64_t wide) {
+  k.copy_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+inline void copy_runs(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t count, int64_t live,
+                      float* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().widen_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+inline void copy_runs(const Kernels<float>&, const float* src, int64_t src_pitch, int64_t count, int64_t live,
+                      Bf16* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().narrow_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+
+inline void copy_runs(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t count, int64_t live,
+                      Bf16* dst, int64_t dst_pitch, int64_t wide) {
+  bf16_kernels().copy_runs(src, src_pitch, count, live, dst, dst_pitch, wide);
+}
+
+template <class T>
+void transpose(const Kernels<T>& k, const T* src, int64_t src_pitch, int64_t m, int64_t n, T* dst, int64_t dst_pitch,
+               int64_t m_padded) {
+  k.transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
+}
+inline void transpose(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, float* dst,
+                      int64_t dst_pitch, int64_t m_padded) {
+  bf16_kernels().widen_transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
+}
+inline void transpose(const Kernels<float>&, const float* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst,
+                      int64_t dst_pitch, int64_t m_padded) {
+  bf16_kernels().narrow_transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
+}
+
+inline void transpose(const Kernels<float>&, const Bf16* src, int64_t src_pitch, int64_t m, int64_t n, Bf16* dst,
+                      int64_t dst_pitch, int64_t m_padded) {
+  bf16_kernels().transpose(src, src_pitch, m, n, dst, dst_pitch, m_padded);
+}
+
+// Features [begin, end) of one strip, to packed[feature * lanes + lane]; lanes without a sample are zero.
+template <class T, class S, class P>
+void pack(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Tiling& t, int64_t strip, Range features,
+          P* packed) {
   const int64_t first = strip * t.lanes;
   const int64_t samples = std::min(t.lanes, batch - first);
-  const T* const from = src + first * s.batch + features.begin * s.feature;
-  T* const to = packed + features.begin * t.lanes;
+  const S* const from = src + first * s.batch + features.begin * s.feature;
+  P* const to = packed + features.begin * t.lanes;
   const int64_t count = features.end - features.begin;
   if (s.feature == 1) {
-    k.transpose(from, s.batch, samples, count, to, t.lanes, t.lanes);
+    transpose(k, from, s.batch, samples, count, to, t.lanes, t.lanes);
+    return;
+  }
+  if (s.batch == 1) {
+    copy_runs(k, from, s.feature, count, samples, to, t.lanes, t.lanes);
     return;
   }
   for (int64_t f = 0; f < count; ++f) {
-    const T* const p = from + f * s.feature;
-    T* const q = to + f * t.lanes;
-    if (s.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i] = p[i * s.batch];
-    }
-    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(T));
+    const S* const p = from + f * s.feature;
+    P* const q = to + f * t.lanes;
+    for (int64_t i = 0; i < samples; ++i) q[i] = static_cast<P>(p[i * s.batch]);
+    std::memset(q + samples, 0, static_cast<size_t>(t.lanes - samples) * sizeof(P));
   }
 }
 
 // The way back: `count` features from packed[feature * lanes + lane] to dst, from feature `first_feature` on.
-template <class T>
-void unpack(const Kernels<T>& k, const T* packed, int64_t count, T* dst, Strides d, int64_t batch, const Tiling& t,
+template <class T, class S>
+void unpack(const Kernels<T>& k, const T* packed, int64_t count, S* dst, Strides d, int64_t batch, const Tiling& t,
             int64_t strip, int64_t first_feature) {
   const int64_t first = strip * t.lanes;
   const int64_t samples = std::min(t.lanes, batch - first);
-  T* const to = dst + first * d.batch + first_feature * d.feature;
+  S* const to = dst + first * d.batch + first_feature * d.feature;
   if (d.feature == 1) {
-    k.transpose(packed, t.lanes, count, samples, to, d.batch, count);
+    transpose(k, packed, t.lanes, count, samples, to, d.batch, count);
+    return;
+  }
+  if (d.batch == 1) {
+    copy_runs(k, packed, t.lanes, count, samples, to, d.feature, samples);
     return;
   }
   for (int64_t f = 0; f < count; ++f) {
     const T* const p = packed + f * t.lanes;
-    T* const q = to + f * d.feature;
-    if (d.batch == 1) {
-      std::memcpy(q, p, static_cast<size_t>(samples) * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = p[i];
-    }
+    S* const q = to + f * d.feature;
+    for (int64_t i = 0; i < samples; ++i) q[i * d.batch] = static_cast<S>(p[i]);
   }
 }
 
 // A thread's share of `strips` strips of `features` features, in chunks: calls pack_range(strip, features, to) for its
 // parts. `padded` features where that is more: the last ones, all zero, are there for blocks that reach over the edge
 // of the weight.
-template <class T, class Body>
-void share_strips(const Tiling& t, int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded,
+template <class P, class Body>
+void share_strips(const Tiling& t, int64_t strips, int64_t features, P* packed, int thread, int threads, int64_t padded,
                   Body&& pack_range) {
   padded = std::max(features, padded);
   const int64_t chunks = ceil_div(features, kChunk);
@@ -122,20 +162,20 @@ void share_strips(const Tiling& t, int64_t strips, int64_t features, T* packed, 
     const int64_t strip = i / chunks;
     const int64_t stop = std::min(mine.end, (strip + 1) * chunks);
     const Range range{(i - strip * chunks) * kChunk, std::min(features, (stop - strip * chunks) * kChunk)};
-    T* const to = packed + strip * padded * t.lanes;
+    P* const to = packed + strip * padded * t.lanes;
     pack_range(strip, range, to);
     if (range.end == features)
-      std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(T));
+      std::memset(to + features * t.lanes, 0, static_cast<size_t>((padded - features) * t.lanes) * sizeof(P));
     i = stop;
   }
 }
 
 // A thread's share of packing strips [first, first + strips).
-template <class T>
-void pack_share(const Kernels<T>& k, const T* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
-                int64_t strips, int64_t features, T* packed, int thread, int threads, int64_t padded = 0) {
+template <class T, class S, class P>
+void pack_share(const Kernels<T>& k, const S* src, Strides s, int64_t batch, const Tiling& t, int64_t first,
+                int64_t strips, int64_t features, P* packed, int thread, int threads, int64_t padded = 0) {
   share_strips(t, strips, features, packed, thread, threads, padded,
-               [&](int64_t strip, Range range, T* to) { pack(k, src, s, batch, t, first + strip, range, to); });
+               [&](int64_t strip, Range range, P* to) { pack(k, src, s, batch, t, first + strip, range, to); });
 }
 
 // Elements of `buffer` below.

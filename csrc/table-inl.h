@@ -24,7 +24,7 @@ void add_scatter(IndexedKernels<T, Index>& k) {
 
 template <class T, int L, class Index>
 void add_few(IndexedKernels<T, Index>& k) {
-  if constexpr (L < Vec<T>::kLanes) k.few[L] = &csr_few<T, L, Index>;
+  if constexpr (L < Vec<T>::kLanes) k.few[L] = &csr_few<T, L, Index, T>;
 }
 
 template <class T, int L, class Index>
@@ -54,9 +54,9 @@ void fill(Kernels<T>& k) {
   k.backward_tile = Vec<T>::kBackwardTile;
   k.scatter_tile = 4;
   k.bsr_outer = &bsr_outer<T>;
-  k.bsr_gemv = &bsr_gemv<T>;
-  k.transpose = &transpose<T>;
-  k.copy_runs = &copy_runs<T>;
+  k.bsr_gemv = &bsr_gemv<T, T>;
+  k.transpose = &transpose<T, T, T>;
+  k.copy_runs = &copy_runs<T, T, T>;
   k.shift_rows = &shift_rows<T>;
   k.sum = &sum<T>;
   k.gate = &gate<T>;
@@ -83,7 +83,31 @@ void fill(Kernels<T>& k) {
   }
 }
 
+template <int L>
+void add_bf16_few(Bf16Kernels& k) {
+  if constexpr (L < Vec<float>::kLanes) {
+    k.few_u16[L] = &csr_few<float, L, uint16_t, Bf16>;
+    k.few_i32[L] = &csr_few<float, L, int32_t, Bf16>;
+  }
+  add_names(k.names, "csr_few", 0, 1, k.few_u16[L] != nullptr, L, sizeof(Bf16), LTH_ISA);
+}
+
+inline void fill_bf16(Bf16Kernels& k) {
+  add_bf16_few<1>(k);
+  add_bf16_few<2>(k);
+  add_bf16_few<4>(k);
+  add_bf16_few<8>(k);
+  k.bsr_gemv = &bsr_gemv<float, Bf16>;
+  k.widen_transpose = &transpose<float, Bf16, float>;
+  k.narrow_transpose = &transpose<float, float, Bf16>;
+  k.widen_runs = &copy_runs<float, Bf16, float>;
+  k.narrow_runs = &copy_runs<float, float, Bf16>;
+  k.transpose = &transpose<float, Bf16, Bf16>;
+  k.copy_runs = &copy_runs<float, Bf16, Bf16>;
+  fill_dot(k);
+}
+
 const KernelTable* table() {
-  static const KernelTable* const instance = make_table(&fill<float>, &fill<double>);
+  static const KernelTable* const instance = make_table(&fill<float>, &fill<double>, &fill_bf16);
   return instance;
 }

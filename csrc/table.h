@@ -16,6 +16,7 @@ void add_names(std::vector<std::string>& names, const char* op, int rows, int ti
                const char* isa);
 
 // Lives as long as the process: its destructor would be one of those inline functions.
-const KernelTable* make_table(void (*fill_f32)(Kernels<float>&), void (*fill_f64)(Kernels<double>&));
+const KernelTable* make_table(void (*fill_f32)(Kernels<float>&), void (*fill_f64)(Kernels<double>&),
+                              void (*fill_bf16)(Bf16Kernels&));
 
 }  // namespace lth

@@ -16,7 +16,8 @@ Common arguments:
   entries where it is 0 count as zero whatever is stored there, and their gradient is 0. It is so beyond the edge of
   the weight, over which the last blocks may reach.
 * ``index_bits``: 16 when ``col`` and ``row`` are uint16, 32 when they are int32.
-* ``dtype``: 0 for float32, 1 for float64.
+* ``dtype``: 0 for float32, 1 for float64; 2 for bfloat16, which has forward passes only: sums are float32, rounded
+  once to the nearest, ties to even.
 * ``threads``: at least 1; fewer are used where the work is too small to share.
 
 Raises ``ValueError`` for impossible sizes, codes and missing pointers, naming the argument; ``RuntimeError`` when the

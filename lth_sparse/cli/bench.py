@@ -42,13 +42,16 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer densities and peers, less time: a first look.")] = False,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Instead of layers: training steps and searches of whole networks.")
+        bool,
+        typer.Option(
+            "--end-to-end", help="Instead of layers: training steps and searches of whole networks, chains of layers."
+        ),
     ] = False,
     networks: Annotated[
         str | None, typer.Option(help="With --end-to-end: some of lenet, conv6, resnet18, vgg19.", show_default="all")
     ] = None,
     parts: Annotated[
-        str | None, typer.Option(help="With --end-to-end: step, search or both.", show_default="step,search")
+        str | None, typer.Option(help="With --end-to-end: some of step, search, chain.", show_default="step,search")
     ] = None,
     levels: Annotated[
         int | None, typer.Option(min=1, help="With --end-to-end: prunings of a search.", show_default="20")

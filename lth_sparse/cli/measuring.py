@@ -1,7 +1,7 @@
 """`lth-sparse bench`: the benchmarks of lth_sparse.benchmarks on this machine, as tables, CSV and plots.
 
 Without --end-to-end single layers are measured, each against dense torch and other libraries; with it whole training
-steps, or the whole search for a ticket, of LeNet, Conv-6, VGG-19 and ResNet-18.
+steps, or the whole search for a ticket, of LeNet, Conv-6, VGG-19 and ResNet-18, or chains of equal layers.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _networks(options: Options, console: Console) -> int:
         networks=words(options.networks) if options.networks is not None else tuple(end_to_end.NETWORKS),
         densities=_densities(options, end_to_end.DENSITIES),
         threads=integers("--threads", options.threads),
-        parts=words(options.parts) if options.parts is not None else end_to_end.PARTS,
+        parts=words(options.parts) if options.parts is not None else end_to_end.USUAL,
         levels=options.levels,
         iterations=options.iterations,
     )

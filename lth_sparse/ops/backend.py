@@ -19,6 +19,7 @@ from lth_sparse.errors import ArgumentError, BackendError, expected
 from lth_sparse.ops.library import REFERENCES
 
 __all__ = [
+    "FORWARD_DTYPES",
     "HAS_TRITON",
     "KERNEL_DTYPES",
     "TRITON_DTYPES",
@@ -31,8 +32,9 @@ __all__ = [
 BACKENDS = ("auto", "reference")
 ENVIRONMENT = "LTH_SPARSE_BACKEND"
 
-#: Codes by which the extension knows a dtype.
+#: Codes by which the extension knows a dtype: those of the gradients, and those of the forward pass.
 KERNEL_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
+FORWARD_DTYPES: dict[torch.dtype, int] = {**KERNEL_DTYPES, torch.bfloat16: 2}
 
 #: Dtypes of the Triton kernels.
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -72,17 +74,21 @@ def use_backend(name: str) -> Iterator[None]:
         _current = before
 
 
-def backend_of(kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2) -> str:
-    """What runs a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``, ``"cpu-scalar"``,
-    ``"cuda-triton"``, ``"torch"`` or ``"reference"``.
+def backend_of(
+    kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2, gradients: bool = False
+) -> str:
+    """What runs the forward pass of a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``,
+    ``"cpu-scalar"``, ``"cuda-triton"``, ``"torch"`` or ``"reference"``.
 
     ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution. ``"torch"`` is
-    torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight.
+    torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight. ``gradients`` asks
+    for what runs the backward pass: the same, but for bfloat16 on the CPU, whose kernels are for inference.
     """
     if kind == "dense":
         return "torch"
     place = torch.device(device).type
-    if kind in ("csr", "bsr") and place == "cpu" and dtype in KERNEL_DTYPES and not forced_reference():
+    dtypes = KERNEL_DTYPES if gradients else FORWARD_DTYPES
+    if kind in ("csr", "bsr") and place == "cpu" and dtype in dtypes and not forced_reference():
         return f"cpu-{_C.isa()}"
     triton = HAS_TRITON and kind == "bsr" and dims == 2 and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"

@@ -1,7 +1,8 @@
 """CPU implementations: hand pointers and sizes to the C++ kernels of ``csrc/``.
 
 Shapes, dtypes and devices were checked above; here only the two things are decided that torch tensors carry and
-pointers do not: strides, and whether a kernel exists for the dtype (float32 and float64) or the reference must do.
+pointers do not: strides, and whether a kernel exists for the dtype (float32 and float64; bfloat16 in the forward pass)
+or the reference must do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
-from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
 from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
@@ -46,7 +47,7 @@ def _linear(
     _C.csr_linear_forward(
         x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
         batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu,
-        16 if col.dtype is torch.uint16 else 32, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+        16 if col.dtype is torch.uint16 else 32, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -81,7 +82,7 @@ def _linear_backward(
 def _conv_tail(x: Tensor, index: Sequence[Tensor], shape: Sequence[int], conv: Sequence[Any]) -> list[int]:
     """What follows the pointers in a call of the convolution kernels: sizes, index width, dtype, threads."""
     sizes = schemas.conv_sizes(x, shape, conv)
-    return [*sizes, _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    return [*sizes, _index_bits(index), FORWARD_DTYPES[x.dtype], torch.get_num_threads()]
 
 
 def _conv2d(
@@ -153,9 +154,9 @@ def _compress(dense: Tensor, bits: Tensor, rank: Tensor, nnz: int) -> Tensor:
 
 
 for _name, _kernel, _dtypes in (
-    ("linear_csr", _linear, KERNEL_DTYPES),
+    ("linear_csr", _linear, FORWARD_DTYPES),
     ("linear_csr_backward", _linear_backward, KERNEL_DTYPES),
-    ("conv2d_csr", _conv2d, KERNEL_DTYPES),
+    ("conv2d_csr", _conv2d, FORWARD_DTYPES),
     ("conv2d_csr_backward", _conv2d_backward, KERNEL_DTYPES),
     ("expand", _expand, COPIED_DTYPES),
     ("compress", _compress, COPIED_DTYPES),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
-from lth_sparse.ops.backend import KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
 from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
@@ -32,7 +32,7 @@ def _linear(
     _C.bsr_linear_forward(
         x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
         crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu, KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
+        x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -85,7 +85,7 @@ def _conv2d(
     sizes = schemas.conv_sizes(x, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
     pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
-    tail = [in_feature_major, relu, *values.shape[1:], KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
+    tail = [in_feature_major, relu, *values.shape[1:], FORWARD_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_forward(*(pointers + sizes + tail))
     return y
 
@@ -119,10 +119,10 @@ def _conv2d_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-for _name, _kernel in (
-    ("linear_bsr", _linear),
-    ("linear_bsr_backward", _linear_backward),
-    ("conv2d_bsr", _conv2d),
-    ("conv2d_bsr_backward", _conv2d_backward),
+for _name, _kernel, _dtypes in (
+    ("linear_bsr", _linear, FORWARD_DTYPES),
+    ("linear_bsr_backward", _linear_backward, KERNEL_DTYPES),
+    ("conv2d_bsr", _conv2d, FORWARD_DTYPES),
+    ("conv2d_bsr_backward", _conv2d_backward, KERNEL_DTYPES),
 ):
-    implement(_name, "CPU", kernel_or_reference(_name, _kernel, KERNEL_DTYPES))
+    implement(_name, "CPU", kernel_or_reference(_name, _kernel, _dtypes))

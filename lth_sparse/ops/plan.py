@@ -120,6 +120,9 @@ def choose_layout(
     fast = fast_kinds(kinds, weight)
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
+    if sample is None and input_shape is None and not fast_kinds(fast, weight, gradients=True):
+        note = f"not measured, and no kernel for the gradients in {weight.dtype} on {weight.device.type}"
+        return Choice("dense", None, None, None, note)
     layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
     if sample is not None:
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
@@ -128,9 +131,9 @@ def choose_layout(
     return _by_density(weight, layouts, block, break_even)
 
 
-def fast_kinds(kinds: Iterable[str], weight: Tensor) -> list[str]:
-    """Those of the sparse ``kinds`` that a kernel runs for this weight."""
-    about = (weight.device, weight.dtype, weight.dim())
+def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False) -> list[str]:
+    """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
+    about = (weight.device, weight.dtype, weight.dim(), gradients)
     return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
 
 

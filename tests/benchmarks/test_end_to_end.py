@@ -11,6 +11,7 @@ from torch import nn
 
 import lth_sparse as ls
 from lth_sparse.benchmarks import end_to_end
+from lth_sparse.benchmarks.chains import CHAINS
 from lth_sparse.benchmarks.end_to_end import COLUMNS, Run, Settings
 from lth_sparse.benchmarks.machine import Rates
 from lth_sparse.benchmarks.masked import Masked, mask_
@@ -157,6 +158,12 @@ def test_a_search_is_for_networks_with_prune_rates() -> None:
     assert Settings(("vgg19", "lenet")).pieces() == [(1, "vgg19", "step"), (1, "lenet", "step"), (1, "lenet", "search")]
 
 
+def test_chains_come_once_for_each_number_of_threads_and_have_no_network() -> None:
+    pieces = Settings(("lenet",), threads=(1, 2), parts=("chain", "step")).pieces()
+    chains = [(name, "chain") for name in CHAINS]
+    assert pieces == [(threads, *piece) for threads in (1, 2) for piece in (("lenet", "step"), *chains)]
+
+
 def test_quick_keeps_what_was_asked_for() -> None:
     assert Settings(levels=7).quick().levels == 7
     assert Settings().quick().depth == 3
@@ -167,7 +174,7 @@ def test_quick_keeps_what_was_asked_for() -> None:
     [
         ({"networks": ("alexnet",)}, "networks: expected some of lenet, conv6, resnet18, vgg19, got alexnet"),
         ({"networks": ()}, "networks: expected some of"),
-        ({"parts": ("steps",)}, "parts: expected some of step, search, got steps"),
+        ({"parts": ("steps",)}, "parts: expected some of step, search, chain, got steps"),
         ({"densities": (1.0,)}, "densities: expected numbers between 0 and 1"),
         ({"threads": ()}, "threads: expected numbers from 1"),
         ({"levels": 0}, "levels: expected at least 1"),

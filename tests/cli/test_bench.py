@@ -67,7 +67,7 @@ def test_a_tiny_network_prints_its_tables_and_writes_rows_and_plots(run: Run, tm
         (["--networks", "lenet"], "--networks: expected --end-to-end beside it"),
         (["--levels", "3"], "--levels: expected --end-to-end beside it"),
         (["--end-to-end", "--networks", "alexnet"], "networks: expected some of lenet"),
-        (["--end-to-end", "--parts", "all"], "parts: expected some of step, search"),
+        (["--end-to-end", "--parts", "all"], "parts: expected some of step, search, chain"),
         (["--end-to-end", "--cases", "lenet-fc1"], "--cases: expected no --end-to-end beside it"),
         (["--end-to-end", "--levels", "0"], "--levels"),
     ],

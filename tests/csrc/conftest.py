@@ -16,6 +16,9 @@ from lth_sparse.ops.strides import feature_major, is_feature_major
 
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
 
+#: Codes by which _C knows a dtype.
+CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -128,7 +131,7 @@ class Linear(Index):
         _C.csr_linear_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
             x.shape[0], self.rows, self.cols, *x.stride(), *y.stride(), relu,
-            self.bits, int(x.dtype == torch.float64), threads,
+            self.bits, CODES[x.dtype], threads,
         )  # fmt: skip
         return y
 
@@ -150,7 +153,7 @@ class Linear(Index):
             address(grad), address(activated), address(x), address(values), address(dx), address(dvalues),
             address(dbias), address(self.crow), address(self.col), address(self.ccol), address(self.row),
             address(self.perm), x.shape[0], self.rows, self.cols, *grad.stride(), *strides(activated), *x.stride(),
-            *strides(dx), self.bits, int(x.dtype == torch.float64), threads,
+            *strides(dx), self.bits, CODES[x.dtype], threads,
         )  # fmt: skip
         return dx, dvalues, dbias
 
@@ -198,7 +201,7 @@ class Conv(Index):
             y = feature_major(y)
         _C.csr_conv2d_forward(
             address(x), address(values), address(bias), address(y), address(self.crow), address(self.col),
-            *self.sizes(x), is_feature_major(x), relu, self.bits, int(x.dtype == torch.float64), threads,
+            *self.sizes(x), is_feature_major(x), relu, self.bits, CODES[x.dtype], threads,
         )  # fmt: skip
         return y
 
@@ -222,7 +225,7 @@ class Conv(Index):
             address(grad), address(activated), address(x), address(values),
             address(dx), address(dvalues), address(dbias),
             address(self.ccol), address(self.row), address(self.perm), *self.sizes(x), *formats,
-            self.bits, int(x.dtype == torch.float64), threads,
+            self.bits, CODES[x.dtype], threads,
         )  # fmt: skip
         return dx, dvalues, dbias
 

@@ -210,3 +210,21 @@ def test_a_state_of_shared_and_tied_layers_round_trips_both_ways(seed: int) -> N
     model.load_state_dict(original.state_dict())
     model.load_state_dict(model.state_dict())
     torch.testing.assert_close(original(x), model(x))
+
+
+def test_a_model_cast_to_bfloat16_keeps_its_dtype_in_every_state(
+    net: nn.Module, masks_for: Any, images: Tensor, options: Any
+) -> None:
+    ls.sparsify_(net, masks_for(net), **options)
+    single = net.eval()(images)
+    net.to(torch.bfloat16)
+    with torch.no_grad():
+        y = net(images.bfloat16())
+    torch.testing.assert_close(y.float(), single, rtol=5e-2, atol=5e-2)
+    other = copy.deepcopy(net)
+    other.load_state_dict(net.state_dict())
+    assert {tensor.dtype for tensor in other.parameters()} == {torch.bfloat16}
+    dense = [tensor for tensor in ls.dense_state_dict(other).values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in dense} == {torch.bfloat16}
+    with torch.no_grad():
+        assert torch.equal(other(images.bfloat16()), y)

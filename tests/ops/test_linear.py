@@ -112,13 +112,12 @@ def test_gradcheck_first_and_second_order(maker: str) -> None:
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_the_reference(dtype: torch.dtype) -> None:
+def test_float16_runs_the_reference() -> None:
     weight, mask = masked_weight((6, 5), 0.5)
     layout = CSR.from_mask(mask)
-    x = torch.randn(3, 5).to(dtype)
-    y = functional.linear(x, layout.gather(weight).to(dtype), layout)
-    torch.testing.assert_close(y, F.linear(x, (weight * mask).to(dtype)))
+    x = torch.randn(3, 5).half()
+    y = functional.linear(x, layout.gather(weight).half(), layout)
+    torch.testing.assert_close(y, F.linear(x, (weight * mask).half()))
 
 
 def test_autocast_keeps_the_values_dtype() -> None:

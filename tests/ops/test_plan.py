@@ -94,10 +94,18 @@ def test_without_a_sample_nothing_is_measured_and_no_cache_is_looked_at(monkeypa
 
 def test_where_no_kernel_exists_the_layer_stays_dense() -> None:
     weight, mask = case(0.05)
-    assert plan.choose_layout(weight.bfloat16(), mask).kind == "dense"
+    assert plan.choose_layout(weight.half(), mask).note == "no kernel for torch.float16 on cpu"
     with use_backend("reference"):
         choice = plan.choose_layout(weight, mask)
     assert (choice.kind, choice.note) == ("dense", "no kernel for torch.float32 on cpu")
+
+
+def test_where_gradients_have_no_kernel_only_a_measurement_makes_a_layer_sparse() -> None:
+    weight, mask = case(0.05)
+    choice = plan.choose_layout(weight.bfloat16(), mask)
+    note = "not measured, and no kernel for the gradients in torch.bfloat16 on cpu"
+    assert (choice.kind, choice.note) == ("dense", note)
+    assert plan.fast_kinds(("csr", "bsr"), weight.bfloat16()) == ["csr", "bsr"]
 
 
 @pytest.mark.usefixtures("bsr_is_fast")

@@ -135,8 +135,11 @@ def test_export_gives_the_same_output_for_other_batch_sizes() -> None:
 
 def test_backend_of_names_what_runs() -> None:
     assert backend_of("csr", "cpu", torch.float32) == f"cpu-{_C.isa()}"
-    assert backend_of("csr", "cpu", torch.bfloat16) == "reference"
-    assert backend_of("bsr", "cpu", torch.bfloat16) == "reference"
+    for kind in ("csr", "bsr"):
+        assert backend_of(kind, "cpu", torch.bfloat16) == f"cpu-{_C.isa()}"
+        assert backend_of(kind, "cpu", torch.bfloat16, gradients=True) == "reference"
+        assert backend_of(kind, "cpu", torch.float16) == "reference"
+    assert backend_of("csr", "cpu", torch.float64, gradients=True) == f"cpu-{_C.isa()}"
     assert backend_of("bsr", "cpu", torch.float64) == f"cpu-{_C.isa()}"
     assert backend_of("bsr", "cpu", torch.float32, dims=4) == f"cpu-{_C.isa()}"
     assert backend_of("dense", "cpu", torch.float32) == "torch"
