@@ -87,7 +87,7 @@ namespace {
 
 // What moving a register of one channel costs, in multiply-adds of registers; dy is packed, x and dx may stay in place.
 constexpr double kInPlace = 14, kCopied = 15, kTransposedDy = 16, kTransposedX = 27;
-constexpr double kCollectedDy = 20, kCollectedX = 34;  // some of the images of a pixel
+constexpr double kCollectedDy = 44, kCollectedX = 75;  // some of the images of a pixel
 constexpr double kPlane = 6, kPlaneCopy = 2.8;
 constexpr double kRun = 12, kPlaneRun = 54;  // for each run of registers besides
 
@@ -126,7 +126,7 @@ RowTiling tile_rows(const RowShape& s, int64_t vector_lanes, int64_t widest_tile
     RowTiling t = tile_of(s.n, images, s.positions, vector_lanes, widest_tile);
     const double aligned = static_cast<double>(std::gcd(images, vector_lanes)) / static_cast<double>(vector_lanes);
     // What comes from beyond an L2 cache costs more.
-    const double spilt = images * (s.positions + s.shift) * s.bytes > kRowBytes ? 1.25 : 1.0;
+    const double spilt = images * (s.positions + s.shift) * s.bytes > kRowBytes ? 1.12 : 1.0;
     const double computing = cost_of(t, s.uses, s.shift > 0 ? aligned : 1) * spilt;
     const bool in_place = s.feature_major ? images == s.n : images == 1;
     const double moving = in_place ? kCopied * s.outputs + kInPlace

@@ -12,7 +12,6 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
 
 __all__: list[str] = []
