@@ -170,4 +170,4 @@ def test_there_are_no_gradients(linear: Any) -> None:
     with pytest.raises(ValueError, match=r"dtype: expected 0 \(float32\) or 1 \(float64\), got 2"):
         layer.backward(torch.randn(3, 5).to(BF16), x, values, 1)
     with pytest.raises(ValueError, match=r"dtype: expected 0 \(float32\), 1 \(float64\) or 2 \(bfloat16\), got 3"):
-        _C.csr_linear_forward(0, 0, 0, 16, 16, 0, 1, 1, 0, 1, 1, 1, 1, 16, 3, 1)
+        _C.csr_linear_forward(0, 0, 0, 16, 16, 0, 1, 1, 0, 1, 1, 1, 1, False, 16, 3, 1)

@@ -58,7 +58,11 @@ def test_conv2d_is_that_of_the_masked_dense_layer(maker: str, case: Any) -> None
         x.double(), CSR.from_mask(mask).gather((weight * mask).double()), CSR.from_mask(mask), bias.double(), **options
     )
     for given in (x, functional.feature_major(x)):
-        assert_rounded(functional.conv2d(given, layout.gather(weight), layout, bias, **options), exact)
+        y = functional.conv2d(given, layout.gather(weight), layout, bias, **options)
+        assert_rounded(y, exact)
+        assert torch.equal(
+            functional.conv2d(given, layout.gather(weight), layout, bias, activation="relu", **options), y.relu()
+        )
 
 
 @pytest.mark.parametrize("maker", SPARSE)
