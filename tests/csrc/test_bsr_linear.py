@@ -330,7 +330,7 @@ def test_the_same_call_gives_the_same_bits(variant: Any, block: tuple[int, int])
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dtype": 2}, r"dtype: expected 0 \(float32\) or 1 \(float64\), got 2"),
+        ({"dtype": 3}, r"dtype: expected 0 \(float32\), 1 \(float64\) or 2 \(bfloat16\), got 3"),
         ({"threads": 0}, "threads: expected at least 1, got 0"),
         ({"batch": -1}, "batch: expected at least 0, got -1"),
         ({"block_rows": 0}, "block_rows: expected at least 1, got 0"),

@@ -290,7 +290,7 @@ def test_the_same_call_gives_the_same_bits(conv: Any, variant: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dtype": 2}, r"dtype: expected 0 \(float32\) or 1 \(float64\), got 2"),
+        ({"dtype": 3}, r"dtype: expected 0 \(float32\), 1 \(float64\) or 2 \(bfloat16\), got 3"),
         ({"index_bits": 8}, "index_bits: expected 16 or 32, got 8"),
         ({"threads": 0}, "threads: expected at least 1, got 0"),
         ({"groups": 0}, "groups: expected at least 1, got 0"),
