@@ -33,7 +33,7 @@ COLUMNS = (
     *("network", "part", "candidate", "density", "weights_kept", "layouts", "batch", "optimizer"),
     *("median_ms", "p20_ms", "p80_ms", "rounds", "forward_ms", "backward_ms", "optimizer_ms"),
     *("parameter_bytes", "gradient_bytes", "optimizer_bytes", "index_bytes", "saved_bytes"),
-    *("level", "iterations", "plan_seconds", "level_seconds", "train_seconds", "floor_seconds"),
+    *("level", "iterations", "work", "plan_seconds", "level_seconds", "train_seconds", "floor_seconds"),
     *("ratio", "ratio_p20", "ratio_p80", "ratio_to"),
 )
 
@@ -172,6 +172,7 @@ class Run:
             "optimizer": one.network.solver,
             "level": str(one.level),
             "iterations": str(one.iterations),
+            "work": f"{one.work:.5f}",
             "plan_seconds": f"{one.plan_seconds:.4f}",
             "level_seconds": f"{one.seconds:.4f}",
             "train_seconds": f"{one.train_seconds:.4f}",
@@ -186,8 +187,8 @@ class Run:
         return next(x for x in self.levels if (x.network.name, x.threads, x.candidate, x.level) == key)
 
     def floor(self, one: LevelTime) -> float:
-        """Density times the training time of our level 0, which is the plain dense network."""
-        return one.density * self.twin(one, OURS, 0).train_seconds
+        """The training time of our level 0, which is the plain dense network, x the share of the work that is left."""
+        return one.work * self.twin(one, OURS, 0).train_seconds
 
     def grids(self) -> list[Grid]:
         """The tables of what was measured."""

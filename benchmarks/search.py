@@ -2,8 +2,10 @@
 
 Both prune the same shares by magnitude per layer, rewind to the same initial weights, make a new optimiser and take the
 same number of steps on the same random images; they take turns level by level, so that the machine's moods hit both.
-A level's time is everything: pruning, rewinding, conversion and training. Its floor is density x the dense network's
-training: what it would take if time went to live weights alone. Both run in a process that keeps its memory.
+A level's time is everything: pruning, rewinding, conversion and training. Its floor is the dense network's training x
+the share of its multiply-adds whose weights are left: what it would take if time went to them alone. (Convolutions use
+a weight more often than linear layers do, and Conv-6 prunes them more slowly.) Both run in a process that keeps its
+memory.
 
 Ours stores layers by break-even densities that `lth_sparse.plan` has measured (its seconds are given apart: once for a
 machine), and keeps the activations of convolutional networks feature-major.
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,7 @@ from .training import MASKED, OURS, Network
 class LevelTime:
     """One level of one candidate: `seconds` of everything, `train_seconds` of the optimiser's steps alone.
 
+    `work`: share of the network's multiply-adds whose weights are left; `density`: of the weights.
     `plan_seconds`: what planning took before our level 0; else 0. What the cache on disk knows takes none.
     """
 
@@ -42,6 +45,7 @@ class LevelTime:
     candidate: str
     level: int
     density: float
+    work: float
     iterations: int
     seconds: float
     train_seconds: float
@@ -92,11 +96,31 @@ class MaskedSearch:
         return module
 
 
+def multiply_adds(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """Weight name -> multiply-adds of a forward pass over x, of each Linear and Conv2d."""
+    found: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(module: nn.Linear | nn.Conv2d, args: object, y: Tensor) -> None:
+            found[name] = found.get(name, 0) + module.weight.numel() * (y.numel() // module.weight.shape[0])
+
+        return note
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    handles = [module.register_forward_hook(hook(f"{name}.weight")) for name, module in layers]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def time_levels(network: Network, threads: int, levels: int, iterations: int) -> Iterator[list[LevelTime]]:
     """Levels 0 to `levels` of both candidates, one turn a level; the one that begins alternates."""
     x, y = network.data()
     masked = MaskedSearch(network)
     keep_memory()
+    costs = multiply_adds(network.model(), x)
     start = time.perf_counter()
     evens = plan(network.model(), x, densities=(0.5,)).break_evens()
     planning = time.perf_counter() - start
@@ -122,5 +146,9 @@ def time_levels(network: Network, threads: int, levels: int, iterations: int) ->
                 density, training = run()
                 took = time.perf_counter() - start
                 before = planning if candidate == OURS and k == 0 else 0.0
-                found.append(LevelTime(network, threads, candidate, k, density, iterations, took, training, before))
-            yield sorted(found, key=lambda one: one.candidate)
+                found.append(
+                    LevelTime(network, threads, candidate, k, density, 1.0, iterations, took, training, before)
+                )
+            left = {name: float(mask.float().mean()) for name, mask in masked.masks.items()}
+            work = sum(left.get(name, 1.0) * count for name, count in costs.items()) / sum(costs.values())
+            yield [replace(one, work=work) for one in sorted(found, key=lambda one: one.candidate)]

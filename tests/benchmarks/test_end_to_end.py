@@ -15,7 +15,7 @@ from lth_sparse.benchmarks.chains import CHAINS
 from lth_sparse.benchmarks.end_to_end import COLUMNS, Run, Settings
 from lth_sparse.benchmarks.machine import Rates
 from lth_sparse.benchmarks.masked import Masked, mask_
-from lth_sparse.benchmarks.search import MaskedSearch, time_levels
+from lth_sparse.benchmarks.search import MaskedSearch, multiply_adds, time_levels
 from lth_sparse.benchmarks.training import FEATURE_MAJOR, MASKED, NETWORKS, OURS, TrainingStep, random_masks
 from lth_sparse.errors import ArgumentError
 from lth_sparse.paper import PRESETS
@@ -137,9 +137,20 @@ def test_rows_have_the_columns_of_the_csv(run: Run) -> None:
     assert {row["weights_kept"] for row in rows if row["density"] == "0.5"} == {"133600"}  # and 1,000 of the output
 
 
-def test_the_floor_is_density_times_the_dense_training(run: Run) -> None:
+def test_the_floor_is_the_work_left_of_the_dense_training(run: Run) -> None:
     dense = next(one for one in run.levels if (one.candidate, one.level) == (OURS, 0))
-    assert [run.floor(one) for one in run.levels] == [one.density * dense.train_seconds for one in run.levels]
+    assert [run.floor(one) for one in run.levels] == [one.work * dense.train_seconds for one in run.levels]
+    # Without convolutions every weight is used once for an image.
+    assert [one.work for one in run.levels] == pytest.approx([one.density for one in run.levels])
+
+
+def test_a_convolution_works_once_for_each_pixel() -> None:
+    network = NETWORKS["conv6"]
+    x, _ = network.data()
+    found = multiply_adds(network.model(), x[:2])
+    assert found["conv1.weight"] == 2 * 64 * 3 * 9 * 32 * 32
+    assert found["conv6.weight"] == 2 * 256 * 256 * 9 * 8 * 8
+    assert found["output.weight"] == 2 * 256 * 10
 
 
 def test_tables_end_with_the_whole_search(run: Run) -> None:
