@@ -28,6 +28,7 @@ from lth_sparse.nn import plan
 from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
+from lth_sparse.paper.models import CONVS
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
@@ -246,6 +247,8 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         "rewind": options.rewind,
         "scope": options.scope,
         "layout": options.layout,
+        # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
+        **({"feature_major": True} if CONVS[preset.model] else {}),
     }
 
 
