@@ -3,7 +3,8 @@
 Random images of the right shape, the optimisers of the paper (Adam for LeNet-300-100 and Conv-6, SGD with momentum for
 VGG-19 and ResNet-18), all fused. Every layer keeps the same share of its weights at random positions, except the first
 convolution and the last linear layer, which stay dense. Ours is `sparsify_(model, masks)` as a user calls it: each
-layer's layout is chosen by its density. "feature-major" is the same after `fuse_relu_` and `feature_major_`.
+layer's layout is chosen by its density. "feature-major" is the same after `fuse_relu_` and `feature_major_`. All run in
+a process that keeps its memory (`keep_memory`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lth_sparse.nn import SparseModule, feature_major_, fuse_relu_, sparsify_
+from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, build_model
 
 from .masked import mask_
@@ -182,6 +184,7 @@ def time_steps(
     network: Network, densities: tuple[float, ...], threads: int, seconds: float, rounds: int
 ) -> list[StepTime]:
     """All candidates of a network, interleaved: `seconds` for each, but `rounds` rounds at least."""
+    keep_memory()
     steps: dict[Key, TrainingStep] = {("dense", 1.0): TrainingStep(network, network.model())}
     kept: dict[Key, int] = {}
     layouts: dict[Key, str] = {}

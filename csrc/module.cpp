@@ -63,13 +63,9 @@ void with_forward_types(int dtype, int index_bits, Body&& body) {
                                 std::to_string(dtype));
   }
   check_index_bits(index_bits);
-  if (dtype == 2 && index_bits == 16) {
-    body(Type<lth::Bf16>(), Type<uint16_t>());
-  } else if (dtype == 2) {
-    body(Type<lth::Bf16>(), Type<int32_t>());
-  } else {
-    with_types(dtype, index_bits, std::forward<Body>(body));
-  }
+  if (dtype != 2) return with_types(dtype, index_bits, std::forward<Body>(body));
+  if (index_bits == 16) body(Type<lth::Bf16>(), Type<uint16_t>());
+  if (index_bits == 32) body(Type<lth::Bf16>(), Type<int32_t>());
 }
 
 void at_least(const char* name, int64_t value, int64_t least) {
@@ -339,6 +335,12 @@ std::vector<std::string> names_of(const std::vector<lth::Isa>& isas) {
 
 }  // namespace
 
+// Sizes of a convolution, as lth::ConvSizes has them.
+#define LTH_CONV_SIZES                                                                                                 \
+  py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"),  \
+  py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"),                \
+  py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w")
+
 PYBIND11_MODULE(_C, m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.doc() = "CPU kernels of lth_sparse; see _C.pyi";
@@ -367,33 +369,19 @@ PYBIND11_MODULE(_C, m) {
         py::arg("x_feature_stride"), py::arg("dx_batch_stride"), py::arg("dx_feature_stride"), py::arg("dtype"),
         py::arg("threads"));
   m.def("csr_conv2d_forward", &csr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("bias"),
-        py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"), py::arg("height"),
-        py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"),
-        py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"),
-        py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"), py::arg("relu"),
+        py::arg("y"), py::arg("crow"), py::arg("col"), LTH_CONV_SIZES, py::arg("feature_major"), py::arg("relu"),
         py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
   m.def("bsr_conv2d_forward", &bsr_conv2d_forward, no_gil, py::arg("x"), py::arg("values"), py::arg("mask"),
-        py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), py::arg("n"), py::arg("channels"),
-        py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"),
-        py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"),
-        py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"), py::arg("out_w"), py::arg("feature_major"),
+        py::arg("bias"), py::arg("y"), py::arg("crow"), py::arg("col"), LTH_CONV_SIZES, py::arg("feature_major"),
         py::arg("relu"), py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
-  m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
-        py::arg("values"),
-        py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
-        py::arg("perm"), py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"),
-        py::arg("out_channels"), py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"),
-        py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"),
-        py::arg("out_h"), py::arg("out_w"), py::arg("grad_feature_major"), py::arg("x_feature_major"),
-        py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
   m.def("csr_conv2d_backward", &csr_conv2d_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
-        py::arg("values"),
-        py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"), py::arg("perm"),
-        py::arg("n"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("out_channels"),
-        py::arg("groups"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"),
-        py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("out_h"),
-        py::arg("out_w"), py::arg("grad_feature_major"), py::arg("x_feature_major"), py::arg("index_bits"),
-        py::arg("dtype"), py::arg("threads"));
+        py::arg("values"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"), py::arg("row"),
+        py::arg("perm"), LTH_CONV_SIZES, py::arg("grad_feature_major"), py::arg("x_feature_major"),
+        py::arg("index_bits"), py::arg("dtype"), py::arg("threads"));
+  m.def("bsr_conv2d_backward", &bsr_conv2d_backward, no_gil, py::arg("grad"), py::arg("activated"), py::arg("x"),
+        py::arg("values"), py::arg("mask"), py::arg("dx"), py::arg("dvalues"), py::arg("dbias"), py::arg("ccol"),
+        py::arg("row"), py::arg("perm"), LTH_CONV_SIZES, py::arg("grad_feature_major"), py::arg("x_feature_major"),
+        py::arg("block_rows"), py::arg("block_cols"), py::arg("dtype"), py::arg("threads"));
   m.def("expand", &expand, no_gil, py::arg("values"), py::arg("bits"), py::arg("rank"), py::arg("dense"),
         py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
   m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("bits"), py::arg("rank"), py::arg("values"),
