@@ -126,7 +126,8 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
   const int64_t blocks = w.ccol[block_cols], padded_cols = block_cols * w.c, weights = blocks * w.r * w.c;
   const Tiling t(sizes.batch, k.lanes, k.backward_tile);
   threads = useful_threads(threads, 2 * work_of(weights, sizes.cols, t));
-  const int64_t round = strips_per_round(t, padded_rows + padded_cols, sizeof(T), threads);
+  const bool own = own_copies(blocks * w.c * ceil_div(w.r, kQuad), ceil_div(sizes.rows, kQuad), threads);
+  const int64_t round = strips_per_round(t, padded_rows * (own ? threads : 1) + padded_cols, sizeof(T), threads);
   const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
 
   const int64_t grad_row = w.r * t.lanes * static_cast<int64_t>(sizeof(T)), block_rows = padded_rows / w.r;
@@ -137,7 +138,7 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
   const int64_t quad_values = blocks * w.c * quads.each * kQuad;
 
   Plan plan;
-  const size_t grad_at = plan.add<T>(round * grad_size);
+  const size_t grad_at = plan.add<T>(round * grad_size, own ? threads : 1);
   const size_t x_at = plan.add<T>(round * x_size);
   const size_t values_at = plan.add<T>(weights);
   const size_t dvalues_at = plan.add<T>(weights);
@@ -145,7 +146,6 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
   const size_t begin_at = plan.add<int32_t>(2 * (bands + 1) * padded_cols);
   const size_t out_at = plan.add<T>(chunk * t.lanes, threads);  // before that, for pack_share
   const Scratch scratch(plan);
-  T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
   quads.values = scratch.at<T>(values_at);
   singles.values = quads.values + quad_values;
@@ -158,6 +158,7 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
 
   parallel(threads, [&](int thread, int team) {
     T* const out = scratch.at<T>(out_at, chunk * t.lanes, thread);
+    T* const packed_grad = scratch.at<T>(grad_at, round * grad_size, own ? thread : 0);
     // This thread's alone, in every strip: nobody else adds to their dw.
     const int64_t row_cost = ceil_div(kBsrRowCost, w.r), weight = blocks + row_cost * block_cols;
     const int64_t align = std::max<int64_t>(1, cut_alignment(sizes.cols, team) / w.c);
@@ -173,10 +174,15 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
-      if (first > 0) barrier(team);
-      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, thread, team, padded_rows);
-      pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
-      barrier(team);
+      if (first > 0 && !own) barrier(team);
+      const int part = own ? 0 : thread, parts = own ? 1 : team;
+      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, part, parts, padded_rows);
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        T* const to = packed_x + strip * x_size;
+        pack(k, x, xs, sizes.batch, t, first + strip, {columns.begin, std::min(columns.end, sizes.cols)}, to);
+        if (columns.end > sizes.cols) std::fill(to + sizes.cols * t.lanes, to + x_size, T(0));
+      }
+      if (!own) barrier(team);
       if (dbias != nullptr)
         sum_share(k, packed_grad, grad_size, strips, t.lanes, sizes.rows, first > 0, dbias, thread, team);
       for (int64_t strip = 0; strip < strips; ++strip) {
@@ -222,26 +228,27 @@ void backward_split(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
   const int64_t grad_size = padded_rows * t.lanes, x_size = padded_cols * t.lanes;
   const int64_t outer_row = std::min(w.r, kOuterRows) * t.lanes * static_cast<int64_t>(sizeof(T));
   const int64_t outer_strips = std::min({t.strips, ceil_div(kOuterLanes, t.lanes), kOuterBytes / outer_row + 1});
-  const int64_t round = std::max(strips_per_round(t, padded_rows + (dw ? padded_cols : 0), sizeof(T), threads),
-                                 dw ? outer_strips : 1);
+  const bool own = own_copies(blocks, ceil_div(sizes.rows, w.r), threads);
+  const int64_t features = padded_rows * (own ? threads : 1) + (dw ? padded_cols : 0);
+  const int64_t round = std::max(strips_per_round(t, features, sizeof(T), threads), dw ? outer_strips : 1);
   const int64_t band_rows = std::max<int64_t>(
       1, kBandBytes / (w.r * t.lanes * outer_strips * static_cast<int64_t>(sizeof(T))));
 
   Product<T> product{sizes.cols, w.c, w.r, w.ccol, w.row, w.perm, w.values, 1, w.c, nullptr, dx, dxs};
   Plan plan;
-  const size_t grad_at = plan.add<T>(round * grad_size);
+  const size_t grad_at = plan.add<T>(round * grad_size, own ? threads : 1);
   const size_t x_at = plan.add<T>(dw ? round * x_size : 0);
   const size_t out_at = plan.add<T>(product.chunk() * w.c * t.lanes, threads);
   const size_t values_at = plan.add<T>(masked ? weights : 0);
   const size_t next_at = plan.add<int32_t>(dw ? block_cols : 0, threads);
   const size_t gate_at = plan.add<T>(gate_size(grad, t), threads);
   const Scratch scratch(plan);
-  T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
   if (masked) product.values = scratch.at<T>(values_at);
 
   parallel(threads, [&](int thread, int team) {
     T* const out = scratch.at<T>(out_at, product.chunk() * w.c * t.lanes, thread);
+    T* const packed_grad = scratch.at<T>(grad_at, round * grad_size, own ? thread : 0);
     T* const gate = scratch.at<T>(gate_at, gate_size(grad, t), thread);
     // The blocks whose dw this thread computes, the columns they lie in, and the next of them in each of these.
     const Range mine = share(blocks, thread, team);
@@ -253,7 +260,8 @@ void backward_split(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       if (first > 0) barrier(team);
-      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, gate, thread, team, padded_rows);
+      const int part = own ? 0 : thread, parts = own ? 1 : team;
+      pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, gate, part, parts, padded_rows);
       if (dw) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team, padded_cols);
       barrier(team);
       if (dbias != nullptr)

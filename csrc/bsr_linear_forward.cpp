@@ -97,8 +97,9 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   const Kernels<T>& k = kernels<T>();
   const int64_t padded_rows = round_up(sizes.rows, w.r), padded_cols = round_up(sizes.cols, w.c);
   const int64_t weights = w.crow[padded_rows / w.r] * w.r * w.c;
-  const Tiling t = tiling_of(k, sizes.batch, w.r);
-  threads = useful_threads(threads, work_of(weights, sizes.rows, t));
+  const Tiling widest = tiling_of(k, sizes.batch, w.r);
+  threads = useful_threads(threads, work_of(weights, sizes.rows, widest));
+  const Tiling t = widest.dealt(sizes.batch, threads);
   const int64_t round = strips_per_round(t, padded_cols, sizeof(T), threads), strip_size = padded_cols * t.lanes;
   const bool padded_bias = bias != nullptr && padded_rows > sizes.rows;
 
@@ -121,9 +122,10 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     if (w.mask != nullptr) mask_share(w.values, w.mask, weights, scratch.at<T>(values_at), thread, team);
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
-      if (first > 0) barrier(team);
+      const bool dealt = is_dealt(t, round, team);  // each thread packs the strips that it reads, and no other
+      if (first > 0 && !dealt) barrier(team);
       pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team, padded_cols);
-      barrier(team);
+      if (!dealt || (w.mask != nullptr && first == 0)) barrier(team);
       product.share_of(k, t, packed, strip_size, sizes.batch, first, strips, out, thread, team);
     }
   });

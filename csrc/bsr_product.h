@@ -103,7 +103,12 @@ struct Product {
     const int64_t align = std::max<int64_t>(1, cut_alignment(rows, team) / out_block);
     const int64_t strip_bytes = std::max<int64_t>(1, strip_size * static_cast<int64_t>(sizeof(T)));
     int64_t group = std::max<int64_t>(1, kGroupBytes / strip_bytes);
-    if (block_rows() < kFewRows * team) group = std::min(group, ceil_div(strips, team));
+    if (strips % team == 0) {  // groups that can be dealt out, as is_dealt promises
+      const int64_t each = strips / team;
+      for (group = std::min(group, each); each % group != 0;) --group;
+    } else if (block_rows() < kFewRows * team) {
+      group = std::min(group, ceil_div(strips, team));
+    }
     const Range mine = share(ceil_div(strips, group) * weight(), thread, team);
     for (int64_t g = mine.begin / weight(); g * weight() < mine.end; ++g) {
       const auto cut = [&](int64_t at) {

@@ -107,12 +107,13 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
   const int64_t nnz = crow[sizes.rows];
   const Blocks blocks = forward_blocks(sizes, nnz, sizeof(T), k.spmm_tile * k.lanes);
   const int64_t narrow = std::max<int64_t>(1, kBlockStripBytes / (k.lanes * static_cast<int64_t>(sizeof(T))));
-  const Tiling t(sizes.batch, k.lanes, blocks.near ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
+  const Tiling widest(sizes.batch, k.lanes, blocks.near ? std::min(narrow, k.spmm_tile) : k.spmm_tile);
   const int64_t chunk = blocks.count > 1 ? kBlockChunk : kChunk;
-  const auto spmm = k.template indexed<Index>().spmm[t.tile];
-  const double work =
-      (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) * static_cast<double>(t.lanes * t.strips);
+  const double work = (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.rows)) *
+                      static_cast<double>(widest.lanes * widest.strips);
   threads = useful_threads(threads, work);
+  const Tiling t = is_strip(sizes.batch, xs, widest.lanes) ? widest : widest.dealt(sizes.batch, threads);
+  const auto spmm = k.template indexed<Index>().spmm[t.tile];
   const int64_t round = strips_per_round(t, sizes.cols, sizeof(T), threads);
   const bool read_x = is_strip(sizes.batch, xs, t.lanes), write_y = is_strip(sizes.batch, ys, t.lanes);
 
@@ -130,9 +131,10 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     if (blocks.count > 1) find_blocks(blocks, sizes.rows, share(sizes.rows, thread, team), crow, col, pointers);
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
-      if (first > 0) barrier(team);
+      const bool dealt = is_dealt(t, round, team);  // each thread packs the strips that it reads, and no other
+      if (first > 0 && !dealt) barrier(team);
       if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
-      if (!read_x || blocks.count > 1) barrier(team);
+      if ((!read_x && !dealt) || (blocks.count > 1 && first == 0)) barrier(team);
 
       const int64_t strip_weight = nnz + kRowCost * sizes.rows, align = cut_alignment(sizes.rows, team);
       const Range mine = share(strips * strip_weight, thread, team);
@@ -186,7 +188,8 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
   const double work =
       (static_cast<double>(nnz) + static_cast<double>(kRowCost * sizes.cols)) * static_cast<double>(t.lanes * t.strips);
   threads = useful_threads(threads, 2 * work);
-  const int64_t round = strips_per_round(t, sizes.rows + sizes.cols, sizeof(T), threads);
+  const bool own = own_copies(nnz, sizes.rows, threads);
+  const int64_t round = strips_per_round(t, sizes.rows * (own ? threads : 1) + sizes.cols, sizeof(T), threads);
   const bool read_grad = is_strip(sizes.batch, grad, t.lanes), read_x = !dw || is_strip(sizes.batch, xs, t.lanes);
   const bool write_dx = dx != nullptr && is_strip(sizes.batch, dxs, t.lanes);
   // Where dy is large, column after column goes over bands of its rows, so that it is read from L2.
@@ -194,16 +197,14 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
   const int64_t chunk = bands.count > 1 ? kBlockChunk : kChunk;
 
   Plan plan;
-  const size_t grad_at = plan.add<T>(read_grad ? 0 : round * sizes.rows * t.lanes);
+  const size_t grad_at = plan.add<T>(read_grad ? 0 : round * sizes.rows * t.lanes, own ? threads : 1);
   const size_t x_at = plan.add<T>(read_x ? 0 : round * sizes.cols * t.lanes);
   const size_t values_at = plan.add<T>(dx != nullptr ? nnz : 0);
   const size_t dvalues_at = plan.add<T>(dw ? nnz : 0);
   const size_t out_at = plan.add<T>(chunk * t.lanes, threads);  // before that, for pack_share
   const size_t pointers_at = plan.add<int32_t>(bands.count > 1 ? (bands.count + 1) * sizes.cols : 0);
   const Scratch scratch(plan);
-  T* const packed_grad = scratch.at<T>(grad_at);
   T* const packed_x = scratch.at<T>(x_at);
-  const T* const all_grad = read_grad ? grad.data : packed_grad;
   const T* const all_x = read_x ? x : packed_x;
   T* const by_column = scratch.at<T>(values_at);
   T* const dby_column = scratch.at<T>(dvalues_at);
@@ -211,6 +212,8 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
 
   parallel(threads, [&](int thread, int team) {
     T* const out = scratch.at<T>(out_at, chunk * t.lanes, thread);
+    T* const packed_grad = scratch.at<T>(grad_at, round * sizes.rows * t.lanes, own ? thread : 0);
+    const T* const all_grad = read_grad ? grad.data : packed_grad;
     const int64_t weight = nnz + kRowCost * sizes.cols;
     const auto cut = [&](int part) {
       return row_at(ccol, sizes.cols, kRowCost, weight * part / team, cut_alignment(sizes.cols, team));
@@ -226,10 +229,12 @@ void csr_linear_backward(const LinearSizes& sizes, const Gradient<T>& grad, cons
 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
-      if (first > 0) barrier(team);
-      if (!read_grad) pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, thread, team);
-      if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed_x, thread, team);
-      barrier(team);
+      if (first > 0 && !own) barrier(team);
+      const int part = own ? 0 : thread, parts = own ? 1 : team;
+      if (!read_grad) pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, part, parts);
+      for (int64_t strip = 0; !read_x && strip < strips; ++strip)
+        pack(k, x, xs, sizes.batch, t, first + strip, columns, packed_x + strip * sizes.cols * t.lanes);
+      if (!own) barrier(team);
 
       if (dbias != nullptr) {
         const Range rows = share(sizes.rows, thread, team);

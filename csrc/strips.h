@@ -45,6 +45,15 @@ struct Tiling {
     tile = ceil_div(ceil_div(batch, strips), vector_lanes);
     lanes = tile * vector_lanes;
   }
+
+  // Strips that can be dealt out, as many to each thread, so that nobody waits for what another one packs: narrower
+  // ones by half at most, and where that leaves few more registers empty. Else as it is.
+  Tiling dealt(int64_t batch, int threads) const {
+    const int64_t vector_lanes = lanes / tile, registers = ceil_div(batch, vector_lanes);
+    const Tiling other(batch, vector_lanes, ceil_div(registers, round_up(strips, threads)));
+    const bool fits = other.strips % threads == 0 && 2 * other.tile >= tile;
+    return fits && 3 * other.strips * other.tile <= 4 * strips * tile ? other : *this;
+  }
 };
 
 // Whether a [batch, features] array is, as it stands, the one strip of so many lanes that packing would make of it.
@@ -210,5 +219,16 @@ inline int64_t strips_per_round(const Tiling& t, int64_t features, int64_t bytes
   const int64_t fit = bytes_at_once / std::max<int64_t>(1, features * t.lanes * bytes);
   return std::min(t.strips, round_up(std::max<int64_t>(fit, 1), threads));
 }
+
+// Whether each thread packs a copy of its own of what all of them read again and again in no order: streaming it in once
+// more costs less than fetching line after line from the caches of other cores, which may be far. Not for so few reads
+// that many lines are never touched, nor for so many threads that the copies fill the memory that they share.
+constexpr int kCopies = 8;
+inline bool own_copies(int64_t reads, int64_t features, int threads) {
+  return threads > 1 && threads <= kCopies && reads >= 2 * features * threads;
+}
+
+// Whether every thread has as many strips in each round, so that shares of packing and of work are the same strips.
+inline bool is_dealt(const Tiling& t, int64_t round, int team) { return t.strips % team == 0 && round % team == 0; }
 
 }  // namespace lth
