@@ -12,7 +12,7 @@ from lth_sparse.report.tables import plain_text
 
 from .cases import DENSITIES, select
 from .machine import about
-from .measure import COLUMNS, Run, Settings, write_csv
+from .measure import COLUMNS, STATES, Run, Settings, write_csv
 from .options import floats, integers, words
 from .providers import LAYOUTS, PEERS
 from .tables import layer_grid, network_grid, peer_grid, rates_line
@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--layouts", default=",".join(LAYOUTS), help=f"some of {', '.join(LAYOUTS)}")
     group.addoption("--peers", default=",".join(PEERS), help=f"none, or some of {', '.join(PEERS)}")
     group.addoption("--seconds", type=float, default=0.2, help="time given to each candidate of a comparison")
+    group.addoption("--state", default="steady", help=f"{' or '.join(STATES)}: how a call finds caches and memory")
     group.addoption("--csv", type=Path, help="append every measurement to this file, with machine and versions")
 
 
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
             words(option("--layouts")),
             words(option("--peers")),
             option("--seconds"),
+            option("--state"),
         )
     except ArgumentError as error:
         raise pytest.UsageError(f"--{error}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.ops.memory import keep_memory
 
 from .cases import DENSITIES, Case
 from .machine import ABOUT, Rates, about, torch_threads
@@ -25,10 +26,15 @@ COLUMNS = (
     *ABOUT,
     *("threads", "fma_peak_gflops", "read_gbytes"),
     *("case", "op", "weight", "image", "stride", "groups", "batch", "count"),
-    *("candidate", "backend", "density", "nnz", "mode"),
+    *("candidate", "backend", "density", "nnz", "mode", "state"),
     *("median_us", "p20_us", "p80_us", "rounds"),
     *("live_gflops", "flops_per_byte", "ratio", "ratio_p20", "ratio_p80", "ratio_to"),
 )
+
+#: How a call finds the machine. "steady": as in a training loop, after a call of the same candidate and in a process
+#: that keeps its memory (`keep_memory`). "cold": after other candidates, which took the caches, with memory new from
+#: the system.
+STATES = ("steady", "cold")
 
 #: A candidate of a comparison: its provider's name and the density, which is 1 for what multiplies all weights.
 Key = tuple[str, float]
@@ -52,6 +58,7 @@ class Measurement:
     samples: list[float]
     ratios: list[float]
     ratio_to: str
+    state: str = "steady"
 
     def seconds(self, share: float = 0.5) -> float:
         return quantile(self.samples, share)
@@ -89,6 +96,7 @@ class Measurement:
             "density": f"{self.density:g}",
             "nnz": str(self.nnz),
             "mode": self.mode,
+            "state": self.state,
             "median_us": f"{self.seconds() * 1e6:.2f}",
             "p20_us": f"{self.seconds(0.2) * 1e6:.2f}",
             "p80_us": f"{self.seconds(0.8) * 1e6:.2f}",
@@ -116,6 +124,7 @@ class Settings:
     layouts: tuple[str, ...] = LAYOUTS
     peers: tuple[str, ...] = PEERS
     seconds: float = 0.2
+    state: str = "steady"
 
     def __post_init__(self) -> None:
         if not self.densities or not all(0.0 < density <= 1.0 for density in self.densities):
@@ -126,6 +135,8 @@ class Settings:
             raise ArgumentError(expected("modes", f"some of {', '.join(MODES)}", ", ".join(unknown) or "none"))
         if not self.seconds > 0:
             raise ArgumentError(expected("seconds", "a positive number", self.seconds))
+        if self.state not in STATES:
+            raise ArgumentError(expected("state", " or ".join(STATES), self.state))
         chosen(self.layouts, self.peers)
 
     def comparisons(self) -> list[Comparison]:
@@ -196,7 +207,9 @@ class Comparison:
                     mask = case.mask(density, provider.block)
                     calls[provider.name, density] = provider.make(problem, mask)[self.mode]
                     nnz[provider.name, density] = int(mask.sum())
-            samples = interleave(calls, self.settings.seconds)
+            steady = self.settings.state == "steady"
+            keep_memory(steady)
+            samples = interleave(calls, self.settings.seconds, untimed=int(steady))
         best = min((key for key in samples if key[0] in DENSE), key=lambda key: quantile(samples[key], 0.5))
         by_name = {provider.name: provider for provider in self.providers}
         return [
@@ -210,6 +223,7 @@ class Comparison:
                 times,
                 [dense / own for dense, own in zip(samples[best], times, strict=True)],
                 best[0],
+                self.settings.state,
             )
             for key, times in samples.items()
         ]

@@ -25,10 +25,12 @@ def interleave(
     seconds: float,
     least_rounds: int = LEAST_ROUNDS,
     warm_up_rounds: int = WARM_UP_ROUNDS,
+    untimed: int = 0,
 ) -> dict[Key, list[float]]:
     """Seconds of each call, a list per candidate of one length; sample i of all candidates is from round i.
 
-    Runs until `seconds` for each candidate have passed, but `least_rounds` at least.
+    Runs until `seconds` for each candidate have passed, but `least_rounds` at least. Before each timed call go so many
+    `untimed` ones of the same candidate: with none, its data is in whatever cache the other candidates left it.
     """
     order, shuffle = list(candidates), random.Random(0).shuffle
     for _ in range(warm_up_rounds):
@@ -44,6 +46,8 @@ def interleave(
                 break
             shuffle(order)
             for name in order:
+                for _ in range(untimed):
+                    candidates[name]()
                 start = time.perf_counter()
                 candidates[name]()
                 samples[name].append(time.perf_counter() - start)

@@ -177,7 +177,7 @@ void backward_fused(const LinearSizes& sizes, const Gradient<T>& grad, const T* 
       if (first > 0 && !own) barrier(team);
       const int part = own ? 0 : thread, parts = own ? 1 : team;
       pack_share(k, grad, sizes.batch, t, first, strips, sizes.rows, packed_grad, out, part, parts, padded_rows);
-      for (int64_t strip = 0; strip < strips; ++strip) {
+      for (int64_t strip = 0; mine.begin < mine.end && strip < strips; ++strip) {
         T* const to = packed_x + strip * x_size;
         pack(k, x, xs, sizes.batch, t, first + strip, {columns.begin, std::min(columns.end, sizes.cols)}, to);
         if (columns.end > sizes.cols) std::fill(to + sizes.cols * t.lanes, to + x_size, T(0));

@@ -123,7 +123,7 @@ void bsr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       const bool dealt = is_dealt(t, round, team);  // each thread packs the strips that it reads, and no other
-      if (first > 0 && !dealt) barrier(team);
+      if (first > 0 && !(dealt && strips == round)) barrier(team);
       pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team, padded_cols);
       if (!dealt || (w.mask != nullptr && first == 0)) barrier(team);
       product.share_of(k, t, packed, strip_size, sizes.batch, first, strips, out, thread, team);

@@ -132,7 +132,7 @@ void csr_linear_forward(const LinearSizes& sizes, const T* x, Strides xs, const 
     for (int64_t first = 0; first < t.strips; first += round) {
       const int64_t strips = std::min(round, t.strips - first);
       const bool dealt = is_dealt(t, round, team);  // each thread packs the strips that it reads, and no other
-      if (first > 0 && !dealt) barrier(team);
+      if (first > 0 && !(dealt && strips == round)) barrier(team);
       if (!read_x) pack_share(k, x, xs, sizes.batch, t, first, strips, sizes.cols, packed, thread, team);
       if ((!read_x && !dealt) || (blocks.count > 1 && first == 0)) barrier(team);
 

@@ -40,6 +40,14 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(help="Time for each candidate of a comparison.", show_default="0.2")
     ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="How a call finds the machine: steady, as in a training loop that keeps its memory; or cold, after "
+            "other candidates took the caches.",
+            show_default="steady",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer densities and peers, less time: a first look.")] = False,
     end_to_end: Annotated[
         bool,
@@ -75,6 +83,7 @@ def bench(
             modes=modes,
             peers=peers,
             seconds=seconds,
+            state=state,
             quick=quick,
             end_to_end=end_to_end,
             networks=networks,

@@ -43,6 +43,7 @@ class Options:
     modes: str | None = None
     peers: str | None = None
     seconds: float | None = None
+    state: str | None = None
     quick: bool = False
     end_to_end: bool = False
     networks: str | None = None
@@ -77,6 +78,7 @@ def _layers(options: Options, console: Console) -> int:
         words(options.layouts) if options.layouts is not None else LAYOUTS,
         words(options.peers if options.peers is not None else "none" if options.quick else ",".join(PEERS)),
         options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else 0.2,
+        options.state or "steady",
     )
     _announce(console)
     for sentence in settings.skipped():
@@ -97,7 +99,7 @@ def _layers(options: Options, console: Console) -> int:
 
 
 def _networks(options: Options, console: Console) -> int:
-    for name in ("cases", "layouts", "modes", "peers", "seconds"):
+    for name in ("cases", "layouts", "modes", "peers", "seconds", "state"):
         if getattr(options, name) is not None:
             raise ArgumentError(expected(f"--{name}", "no --end-to-end beside it", "both"))
     settings = end_to_end.Settings(

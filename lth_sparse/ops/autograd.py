@@ -130,7 +130,8 @@ class _Compress(torch.autograd.Function):
 
 def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
     """Gradients for all arguments of a forward: the first three where wanted, None for the ``others``."""
-    return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *(None,) * others)
+    (dx, dvalues, dbias), (to_x, to_values, to_bias) = found, wanted
+    return (dx if to_x else None, dvalues if to_values else None, dbias if to_bias else None, *(None,) * others)
 
 
 def linear(

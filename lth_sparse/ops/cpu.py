@@ -17,7 +17,14 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
+from lth_sparse.ops.strides import (
+    empty_activations,
+    empty_gradient,
+    in_one_format,
+    is_feature_major,
+    pointer_of,
+    strides_of,
+)
 
 __all__: list[str] = []
 
@@ -25,16 +32,8 @@ __all__: list[str] = []
 COPIED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _index_bits(index: Sequence[Tensor]) -> int:
     return 16 if index[1].dtype == torch.uint16 else 32
-
-
-def _empty(wanted: bool, like: Tensor, size: Sequence[int]) -> Tensor | None:
-    return like.new_empty(size) if wanted else None
 
 
 def _linear(
@@ -42,10 +41,11 @@ def _linear(
 ) -> Tensor:
     rows, cols = shape
     batch, col = x.shape[0], index[1]
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     y = empty_activations(x, (batch, rows), is_feature_major(x))
     _C.csr_linear_forward(
-        x.data_ptr(), values.data_ptr(), _pointer(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
-        batch, rows, cols, x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu,
+        x.data_ptr(), values.data_ptr(), pointer_of(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
+        batch, rows, cols, *strides_of(x), *strides_of(y), relu,
         16 if col.dtype is torch.uint16 else 32, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -62,17 +62,15 @@ def _linear_backward(
 ) -> schemas.Gradients:
     rows, cols = shape
     crow, col, ccol, row, perm = index
-    dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
-    dvalues = _empty(wanted[1], values, values.shape)
-    dbias = _empty(wanted[2], values, (rows,))
-    dx_batch, dx_feature = (0, 0) if dx is None else (dx.stride(0), dx.stride(1))
-    activated_batch, activated_feature = (0, 0) if activated is None else (activated.stride(0), activated.stride(1))
+    values = values.contiguous()
+    dx = empty_gradient(x) if wanted[0] else None
+    dvalues = torch.empty_like(values) if wanted[1] else None
+    dbias = values.new_empty(rows) if wanted[2] else None
     _C.csr_linear_backward(
-        grad.data_ptr(), _pointer(activated), x.data_ptr(), values.data_ptr(),
-        _pointer(dx), _pointer(dvalues), _pointer(dbias),
+        grad.data_ptr(), pointer_of(activated), x.data_ptr(), values.data_ptr(),
+        pointer_of(dx), pointer_of(dvalues), pointer_of(dbias),
         crow.data_ptr(), col.data_ptr(), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
-        x.shape[0], rows, cols, grad.stride(0), grad.stride(1), activated_batch, activated_feature,
-        x.stride(0), x.stride(1), dx_batch, dx_feature,
+        x.shape[0], rows, cols, *strides_of(grad), *strides_of(activated), *strides_of(x), *strides_of(dx),
         _index_bits(index), KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return schemas.filled(grad, (dx, dvalues, dbias))
@@ -97,12 +95,13 @@ def _conv2d(
     relu: bool = False,
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *tail[-5:-3]), in_feature_major)
     tail[-3:-3] = in_feature_major, relu
-    pointers = [_pointer(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
+    pointers = [pointer_of(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
     return y
 
@@ -123,13 +122,14 @@ def _conv2d_backward(
     conv = (stride, padding, dilation, groups)
     grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)
+    values = values.contiguous()
     x = x if formats[1] else x.contiguous()
-    dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
-    dvalues = _empty(wanted[1], values, values.shape)
-    dbias = _empty(wanted[2], values, (shape[0],))
+    dx = torch.empty_like(x) if wanted[0] else None
+    dvalues = torch.empty_like(values) if wanted[1] else None
+    dbias = values.new_empty(shape[0]) if wanted[2] else None
     tail = _conv_tail(x, index, shape, conv)
     tail[-3:-3] = formats
-    pointers = [_pointer(tensor) for tensor in (grad, activated, x, values, dx, dvalues, dbias, *index[2:])]
+    pointers = [pointer_of(tensor) for tensor in (grad, activated, x, values, dx, dvalues, dbias, *index[2:])]
     _C.csr_conv2d_backward(*(pointers + tail))
     return schemas.filled(grad, (dx, dvalues, dbias))
 

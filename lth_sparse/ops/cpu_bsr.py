@@ -12,13 +12,16 @@ import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.strides import empty_activations, in_one_format, is_feature_major
+from lth_sparse.ops.strides import (
+    empty_activations,
+    empty_gradient,
+    in_one_format,
+    is_feature_major,
+    pointer_of,
+    strides_of,
+)
 
 __all__: list[str] = []
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _linear(
@@ -29,9 +32,9 @@ def _linear(
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     y = empty_activations(x, (x.shape[0], rows), is_feature_major(x))
     _C.bsr_linear_forward(
-        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), _pointer(bias), y.data_ptr(),
+        x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), pointer_of(bias), y.data_ptr(),
         crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        x.stride(0), x.stride(1), y.stride(0), y.stride(1), relu, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
+        *strides_of(x), *strides_of(y), relu, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -48,17 +51,14 @@ def _linear_backward(
     rows, cols = shape
     _, _, ccol, row, perm, value_mask = index
     values = values.contiguous()
-    dx = empty_activations(x, x.shape, is_feature_major(x)) if wanted[0] else None
-    dvalues = values.new_empty(values.shape) if wanted[1] else None
+    dx = empty_gradient(x) if wanted[0] else None
+    dvalues = torch.empty_like(values) if wanted[1] else None
     dbias = values.new_empty(rows) if wanted[2] else None
-    dx_batch, dx_feature = (0, 0) if dx is None else dx.stride()
-    activated_batch, activated_feature = (0, 0) if activated is None else activated.stride()
     _C.bsr_linear_backward(
-        grad.data_ptr(), _pointer(activated), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
-        _pointer(dx), _pointer(dvalues), _pointer(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
+        grad.data_ptr(), pointer_of(activated), x.data_ptr(), values.data_ptr(), value_mask.data_ptr(),
+        pointer_of(dx), pointer_of(dvalues), pointer_of(dbias), ccol.data_ptr(), row.data_ptr(), perm.data_ptr(),
         x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        grad.stride(0), grad.stride(1), activated_batch, activated_feature,
-        x.stride(0), x.stride(1), dx_batch, dx_feature,
+        *strides_of(grad), *strides_of(activated), *strides_of(x), *strides_of(dx),
         KERNEL_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return schemas.filled(grad, (dx, dvalues, dbias))
@@ -83,7 +83,7 @@ def _conv2d(
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     sizes = schemas.conv_sizes(x, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
-    pointers = [_pointer(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
+    pointers = [pointer_of(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
     tail = [in_feature_major, relu, *values.shape[1:], FORWARD_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_forward(*(pointers + sizes + tail))
     return y
@@ -108,13 +108,13 @@ def _conv2d_backward(
     formats = is_feature_major(grad), is_feature_major(x)
     x = x if formats[1] else x.contiguous()
     values = values.contiguous()
-    dx = empty_activations(x, x.shape, formats[1]) if wanted[0] else None
-    dvalues = values.new_empty(values.shape) if wanted[1] else None
+    dx = torch.empty_like(x) if wanted[0] else None
+    dvalues = torch.empty_like(values) if wanted[1] else None
     dbias = values.new_empty(shape[0]) if wanted[2] else None
     tensors = (grad, activated, x, values, value_mask, dx, dvalues, dbias, ccol, row, perm)
     sizes = [*schemas.conv_sizes(x, shape, conv), *formats, *values.shape[1:]]
     codes = [KERNEL_DTYPES[x.dtype], torch.get_num_threads()]
-    _C.bsr_conv2d_backward(*([_pointer(tensor) for tensor in tensors] + sizes + codes))
+    _C.bsr_conv2d_backward(*([pointer_of(tensor) for tensor in tensors] + sizes + codes))
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

@@ -51,7 +51,9 @@ def conv_sizes(x: Tensor, shape: Sequence[int], conv: Sequence[Any]) -> list[int
 
 def filled(reference_tensor: Tensor, gradients: Sequence[Tensor | None]) -> Gradients:
     """Operators return tensors only: an empty one stands for a gradient nobody wanted."""
-    dx, dvalues, dbias = (reference_tensor.new_empty(0) if grad is None else grad for grad in gradients)
+    dx, dvalues, dbias = gradients
+    if dx is None or dvalues is None or dbias is None:
+        dx, dvalues, dbias = (reference_tensor.new_empty(0) if grad is None else grad for grad in gradients)
     return dx, dvalues, dbias
 
 

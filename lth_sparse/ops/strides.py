@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "batch_major",
     "empty_activations",
+    "empty_gradient",
     "feature_major",
     "flattened",
     "in_one_format",
     "is_feature_major",
     "kept_format",
+    "pointer_of",
+    "strides_of",
 ]
 
 
@@ -67,6 +71,26 @@ def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool)
     if not in_feature_major:
         return like.new_empty(size)
     return like.new_empty((*size[1:], size[0])).movedim(-1, 0)
+
+
+def pointer_of(tensor: Tensor | None) -> int:
+    """Address of the first element; 0, the extension's null, for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def strides_of(matrix: Tensor | None) -> tuple[int, int]:
+    """Strides of a matrix, zeros for None."""
+    if matrix is None:
+        return 0, 0
+    batch, feature = matrix.stride()
+    return batch, feature
+
+
+def empty_gradient(x: Tensor) -> Tensor:
+    """Uninitialised gradient of ``x``: feature-major if ``x`` is, else contiguous."""
+    if x.is_contiguous() or is_feature_major(x):
+        return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def in_one_format(grad: Tensor, activated: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -185,6 +185,7 @@ def test_without_a_sparse_candidate_there_is_nothing_to_draw(run: Run, tmp_path:
         ({"layouts": ("csc",)}, "layouts: expected some of csr"),
         ({"peers": ("mkl",)}, "peers: expected some of"),
         ({"seconds": 0.0}, "seconds: expected a positive number"),
+        ({"state": "hot"}, "state: expected steady or cold, got hot"),
     ],
 )
 def test_settings_refuse_what_cannot_be_measured(changed: dict[str, Any], message: str) -> None:
