@@ -188,6 +188,7 @@ void linear_part();
 void bsr_linear_part();
 void conv_part();
 void bsr_conv_part();
+void bf16_part();
 void moves_part();
 void concurrency_part();
 

@@ -18,6 +18,7 @@ int main(int count, char** arguments) {
                {"bsr_linear", &bsr_linear_part},
                {"conv", &conv_part},
                {"bsr_conv", &bsr_conv_part},
+               {"bf16", &bf16_part},
                {"moves", &moves_part},
                {"concurrency", &concurrency_part}};
   lth::thread_grain() = 1;  // even the smallest work is shared
