@@ -108,24 +108,36 @@ class _Expand(torch.autograd.Function):
     """Linear in ``values``, so each is the other's derivative, to any order."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Sequence[Tensor], numel: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         ctx.index, ctx.nnz = index, values.numel()
-        return (schemas.expand.direct if is_plain(values) else schemas.expand)(values, *index, numel)
+        op = schemas.expand.direct if is_plain(values) else schemas.expand
+        dense: Tensor = op(values, *index, math.prod(shape))
+        return dense.view(shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Compress.apply(grads[0], ctx.index, ctx.nnz), None, None
+        if torch.is_grad_enabled():
+            return _Compress.apply(grads[0], ctx.index, ctx.nnz), None, None
+        return _compress(grads[0], ctx.index, ctx.nnz), None, None
 
 
 class _Compress(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, index: Sequence[Tensor], nnz: int) -> Tensor:
-        ctx.index, ctx.numel = index, dense.numel()
-        return (schemas.compress.direct if is_plain(dense) else schemas.compress)(dense, *index, nnz)
+        ctx.index, ctx.shape = index, dense.shape
+        return _compress(dense, index, nnz)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Expand.apply(grads[0], ctx.index, ctx.numel), None, None
+        return _Expand.apply(grads[0], ctx.index, ctx.shape), None, None
+
+
+def _compress(dense: Tensor, index: Sequence[Tensor], nnz: int) -> Tensor:
+    values: Tensor = (schemas.compress.direct if is_plain(dense) else schemas.compress)(dense.reshape(-1), *index, nnz)
+    return values
+
+
+_apply_expand: Callable[..., Tensor] = super(torch.autograd.Function, _Expand).apply
 
 
 def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int) -> tuple[Tensor | None, ...]:
@@ -154,10 +166,9 @@ def linear(
 
 def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """Dense tensor of ``shape`` with ``values`` where the dense layout's index says, else zero. Checks nothing."""
-    numel = math.prod(shape)
-    if values.numel() == numel:  # everything is kept, in order
+    if values.numel() == math.prod(shape):  # everything is kept, in order
         return values.view(*shape)
-    return _Expand.apply(values, index, numel).view(*shape)
+    return (_apply_expand if is_plain(values) else _Expand.apply)(values, index, shape)
 
 
 def conv2d(
