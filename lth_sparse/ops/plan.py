@@ -43,7 +43,7 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
-SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.85}
+SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.95, 1 << 18: 0.7}
 
 #: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
 #: kernels load), if it stores at most so many values for each of CSR's.
