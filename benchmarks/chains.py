@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lth_sparse.nn import feature_major_, fuse_relu_, sparsify_
+from lth_sparse.ops.memory import keep_memory
 from lth_sparse.report.tables import Grid
 
 from .cases import Case
@@ -116,6 +117,7 @@ def time_chain(
     layers: int = LAYERS,
 ) -> list[ChainTime]:
     """All candidates, interleaved: `seconds` for each, but `rounds` rounds at least."""
+    keep_memory()
     models = candidates(case, densities, layers)
 
     def call(model: nn.Module, x: Tensor) -> Callable[[], object]:
