@@ -14,11 +14,13 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "cdiv", "heuristic", "padded", "read_table", "select",
-           "splits_for"]  # fmt: skip
+__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "cdiv", "heuristic", "padded",
+           "read_table", "select", "splits_for"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
+#: The same of a convolution, in the same order; its tokens are the output pixels of all images.
+CONV_PRODUCTS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient")
 #: Bytes of an element, by the names that tables use.
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 #: ``tl.dot`` takes no side below 16.
@@ -60,7 +62,8 @@ class Problem:
     def sides(self) -> tuple[int, int]:
         """Padded sides of a block along (the accumulator's columns, the gathered axis)."""
         r, c = self.block
-        return (padded(c), padded(r, 1)) if self.product == "input_gradient" else (padded(r), padded(c, 1))
+        transposed = self.product in ("input_gradient", "conv_input_gradient")
+        return (padded(c), padded(r, 1)) if transposed else (padded(r), padded(c, 1))
 
     @property
     def key(self) -> str:
@@ -105,6 +108,8 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     tokens. 128 bytes of an operand row in one step fill a shared-memory swizzle; 256 where so few tokens are at hand
     that reading the weights is all the work.
     """
+    if problem.product in CONV_PRODUCTS:
+        return conv_heuristic(device, problem)
     size = DTYPES[problem.dtype]
     side, _ = problem.sides
     gathers = problem.product != "weight_gradient"
@@ -116,6 +121,24 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     bytes_of_step = (block_m + block_n) * block_k * size
     buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, device.shared // bytes_of_step))
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
+    return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
+
+
+def conv_heuristic(device: Device, problem: Problem) -> Tile:
+    """The same for a convolution, where every element of a gathered tile has an address and a mask in registers.
+
+    A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
+    with room for it, or that take operands from shared memory: others would spill.
+    """
+    size = DTYPES[problem.dtype]
+    side, _ = problem.sides
+    gathers = problem.product != "conv_weight_gradient"
+    block_m = min(padded(problem.tokens), 128) if gathers else 128
+    block_n = min(side, (256 if device.hip or device.arch // 10 == 9 else 128) // size)
+    block_k = (128 if block_m <= 32 else 64) // size
+    warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
+    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
+    buffers = 3 if device.arch // 10 == 9 else 2
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
@@ -135,8 +158,9 @@ def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> in
 def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
     """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
 
-    Gradients take three on Hopper even then. ``wgmma`` wants float32 operands with the summed axis contiguous, and
-    theirs are not: a single product copies them 4 bytes at a time, while three rearrange them in registers anyway.
+    Gradients and convolutions take three on Hopper even then. ``wgmma`` wants float32 operands with the summed axis
+    contiguous, and theirs are not: a single product copies them 4 bytes at a time, while three rearrange them in
+    registers anyway.
     """
     if problem.dtype != "float32" or device.hip or device.arch < 80:
         return "ieee"

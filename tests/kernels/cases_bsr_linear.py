@@ -1,34 +1,20 @@
-"""The block-sparse kernels against plain torch: launched by test_bsr_linear.py, in a process of its own.
-
-Triton decides when it decorates a kernel whether the kernel is interpreted, so the choice holds for a whole process:
-with TRITON_INTERPRET=1 these run on CPU tensors and without a GPU, else on the device. bfloat16 is for the device only:
-the interpreter's product of it is wrong.
-"""
+"""The block-sparse linear products against plain torch: launched by test_bsr_linear.py, see kernel_cases.py."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
-import triton
+from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
+from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 from torch import Tensor
-from triton.runtime import interpreter
 
 from lth_sparse.formats import BSR
 from lth_sparse.kernels import bsr_linear
 from lth_sparse.kernels.launch import PRODUCTS, Problem, Tile, heuristic
-from lth_sparse.kernels.launch import Device as Launch
 from lth_sparse.ops import cuda
 from lth_sparse.ops.library import REFERENCES
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
-#: Rounding of the result alone: sums are float32, and few are long here.
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-SMALL = Launch("test", 80, 101376, 4, hip=torch.version.hip is not None)
 
 #: (M, N, K, block): whole; ragged on all sides; rectangles both ways; sides that are no power of two or below 16;
 #: a block larger than a step and than a tile's columns; more rows than tokens; one token.
@@ -95,27 +81,6 @@ class Case:
         if product == "forward":
             return x @ w.t() + self.bias.double()
         return grad @ w if product == "input_gradient" else self.layout.gather(grad.t() @ x)
-
-
-def check(found: Tensor, truth: Tensor) -> None:
-    """Right to the rounding of its dtype, relative to the largest entry: sums cancel."""
-    assert found.shape == truth.shape
-    scale = float(truth.abs().max()) if truth.numel() else 1.0
-    torch.testing.assert_close(found.double(), truth, rtol=0, atol=TOLERANCE[found.dtype] * max(scale, 1.0))
-
-
-@pytest.fixture(autouse=True)
-def loaded_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 3.7, interpreted `range` over a loaded bound makes an int of a one-element array, which numpy gave up."""
-    if not INTERPRETED or tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):
-        return
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, *scope: Any) -> None:
-        patch(tensor, *scope)
-        tensor.__index__ = lambda self: int(self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")

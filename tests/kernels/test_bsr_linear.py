@@ -5,38 +5,29 @@ A process interprets its Triton kernels or compiles them, so each way has a proc
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton")
+
+from kernel_cases import run_cases
+
 from lth_sparse.formats import BSR
 from lth_sparse.ops import backend_of, functional, use_backend
 
-pytest.importorskip("triton")
-ROOT = Path(__file__).resolve().parents[2]
 CASES = Path(__file__).with_name("cases_bsr_linear.py")
 
 
-def run_cases(interpreted: bool) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert "skipped" not in result.stdout
-
-
 def test_every_case_interpreted() -> None:
-    run_cases(interpreted=True)
+    run_cases(CASES, interpreted=True)
 
 
 @pytest.mark.gpu
 def test_every_case_on_the_device() -> None:
-    run_cases(interpreted=False)
+    run_cases(CASES, interpreted=False)
 
 
 @pytest.mark.gpu

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from kernel_gate import DEVICES, compile_one, faults
+from kernel_gate import DEVICES, compile_fold, compile_one, faults
 
-from lth_sparse.kernels.launch import PRODUCTS, Problem, heuristic
+from lth_sparse.kernels.launch import CONV_PRODUCTS, PRODUCTS, Problem, heuristic
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -32,6 +32,36 @@ def test_shipped_configurations_compile_as_intended(
     if device not in DEVICES:
         pytest.skip(f"this Triton cannot compile for {device} alone")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens))) == []
+
+
+@pytest.mark.parametrize("product", CONV_PRODUCTS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "block", "tokens", "memory"),
+    [
+        ("sm_90", "bfloat16", (16, 16), 4096, "contiguous"),
+        ("sm_90", "bfloat16", (128, 128), 4096, "feature_major"),
+        ("sm_90", "float32", (64, 64), 4096, "contiguous"),
+        ("sm_90", "float16", (64, 16), 4096, "channels_last"),
+        ("sm_80", "float16", (128, 128), 4096, "contiguous"),
+        ("sm_86", "float32", (16, 64), 64, "feature_major"),
+        ("gfx942", "bfloat16", (32, 32), 4096, "contiguous"),
+        ("gfx942", "float32", (128, 128), 4096, "channels_last"),
+    ],
+)
+def test_shipped_convolutions_compile_as_intended(
+    device: str, dtype: str, block: tuple[int, int], tokens: int, memory: str, product: str
+) -> None:
+    if device not in DEVICES:
+        pytest.skip(f"this Triton cannot compile for {device} alone")
+    assert faults(compile_one(device, Problem(product, dtype, block, tokens), memory=memory)) == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory", ["contiguous", "feature_major"])
+def test_folding_does_not_spill(memory: str, device: str) -> None:
+    registers, spills = compile_fold(device, "bfloat16", memory)
+    assert registers <= 64
+    assert not spills
 
 
 def test_the_gate_sees_what_it_is_for() -> None:

@@ -20,7 +20,7 @@ def test_padded(size: int, least: int, right: int) -> None:
     assert launch.padded(size, least) == right
 
 
-@pytest.mark.parametrize("product", launch.PRODUCTS)
+@pytest.mark.parametrize("product", launch.PRODUCTS + launch.CONV_PRODUCTS)
 @pytest.mark.parametrize("dtype", launch.DTYPES)
 @pytest.mark.parametrize("block", [(1, 1), (4, 3), (16, 16), (24, 48), (64, 8), (128, 128), (512, 16), (16, 512)])
 @pytest.mark.parametrize("tokens", [0, 1, 17, 100000])
@@ -43,6 +43,9 @@ def test_float32_uses_three_products_unless_one_is_allowed() -> None:
     assert launch.select(H100, problem, tf32=True).precision == "tf32"
     gradient = Problem("input_gradient", "float32", (32, 32), 512)
     assert launch.select(A100, gradient, tf32=True).precision == "tf32"
+    conv = Problem("conv_forward", "float32", (32, 32), 512)
+    assert launch.select(A100, conv, tf32=True).precision == "tf32"
+    assert launch.select(H100, conv, tf32=True).precision == "tf32x3"
     assert launch.select(H100, gradient, tf32=True).precision == "tf32x3"
     assert launch.select(Device("old", 70, 98304, 80), problem, tf32=True).precision == "ieee"
     assert launch.select(Device("amd", 94, 65536, 304, hip=True), problem).precision == "ieee"

@@ -11,7 +11,7 @@ import torch
 from lth_sparse.ops import backend_of, use_backend
 from lth_sparse.ops.backend import HAS_TRITON
 
-NAMES = ("linear_bsr", "linear_bsr_backward")
+NAMES = ("linear_bsr", "linear_bsr_backward", "conv2d_bsr", "conv2d_bsr_backward")
 
 
 def registered(name: str) -> bool:
@@ -19,13 +19,15 @@ def registered(name: str) -> bool:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_block_sparse_linear_has_a_kernel_on_cuda_and_nothing_else_does() -> None:
+def test_block_sparse_layers_have_kernels_on_cuda_and_nothing_else_does() -> None:
     assert all(registered(name) for name in NAMES)
-    assert not any(registered(name) for name in ("linear_csr", "conv2d_bsr", "conv2d_bsr_backward", "expand"))
+    assert not any(registered(name) for name in ("linear_csr", "conv2d_csr", "conv2d_csr_backward", "expand"))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert backend_of("bsr", "cuda", dtype) == "cuda-triton"
+        for dims in (2, 3, 4):
+            assert backend_of("bsr", "cuda", dtype, dims) == "cuda-triton"
+            assert backend_of("bsr", "cuda", dtype, dims, gradients=True) == "cuda-triton"
     assert backend_of("bsr", "cuda", torch.float64) == "reference"
-    assert backend_of("bsr", "cuda", torch.float32, dims=4) == "reference"
+    assert backend_of("bsr", "cuda", torch.float64, dims=4) == "reference"
     assert backend_of("csr", "cuda", torch.float32) == "reference"
     assert backend_of("dense", "cuda", torch.float32) == "torch"
     with use_backend("reference"):

@@ -1,0 +1,60 @@
+"""What the cases of every Triton kernel share, and how they are launched.
+
+Triton decides when it decorates a kernel whether the kernel is interpreted, so the choice holds for a whole process:
+with TRITON_INTERPRET=1 cases run on CPU tensors and without a GPU, else on the device. bfloat16 is for the device only:
+the interpreter's product of it is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import interpreter
+
+from lth_sparse.kernels.launch import Device as Launch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+#: Rounding of the result alone: sums are float32, and few are long here.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+SMALL = Launch("test", 80, 101376, 4, hip=torch.version.hip is not None)
+
+
+def run_cases(cases: Path, interpreted: bool) -> None:
+    """Run a file of cases in a process of its own; they all pass, and none is skipped."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "skipped" not in result.stdout
+
+
+def check(found: Tensor, truth: Tensor) -> None:
+    """Right to the rounding of its dtype, relative to the largest entry: sums cancel."""
+    assert found.shape == truth.shape
+    scale = float(truth.abs().max()) if truth.numel() else 1.0
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=TOLERANCE[found.dtype] * max(scale, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def loaded_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 3.7, interpreted `range` over a loaded bound makes an int of a one-element array, which numpy gave up."""
+    if not INTERPRETED or tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):
+        return
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
