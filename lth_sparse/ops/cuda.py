@@ -17,7 +17,7 @@ from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
 from lth_sparse.ops.reference import before_relu
-from lth_sparse.ops.strides import empty_activations, is_feature_major
+from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
 __all__: list[str] = []
 
@@ -67,6 +67,7 @@ def _linear(
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
         y = bsr_linear.forward(x, _live(values, value_mask), bias, crow, col, shape[0], _tile("forward", x, block))
+        y = kept_format(y, x)
     return y.relu_() if relu else y
 
 
@@ -87,6 +88,7 @@ def _linear_backward(
         if wanted[0]:
             tile = _tile("input_gradient", grad, block)
             dx = bsr_linear.input_gradient(grad, _live(values, value_mask), ccol, row, perm, shape[1], tile)
+            dx = kept_format(dx, x)
         if wanted[1]:
             tile = _tile("weight_gradient", grad, block)
             programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)

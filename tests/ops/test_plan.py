@@ -64,10 +64,12 @@ def test_without_pruning_the_layer_stays_dense() -> None:
     [
         (0.05, (64, 48), "csr"),
         (0.95, (64, 48), "csr"),  # few weights: the call decides, not the arithmetic
-        (0.75, (128, 96), "csr"),
-        (0.95, (128, 96), "dense"),
+        (0.85, (128, 96), "csr"),
+        (0.99, (128, 96), "dense"),
         (0.75, (512, 256), "dense"),
-        (0.55, (512, 256), "csr"),
+        (0.65, (512, 256), "csr"),
+        (0.65, (1024, 512), "dense"),
+        (0.55, (1024, 512), "csr"),
         (0.75, (16, 8, 3, 3), "dense"),
         (0.3, (16, 8, 3, 3), "csr"),
     ],
