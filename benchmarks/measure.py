@@ -208,7 +208,8 @@ class Comparison:
                     calls[provider.name, density] = provider.make(problem, mask)[self.mode]
                     nnz[provider.name, density] = int(mask.sum())
             steady = self.settings.state == "steady"
-            keep_memory(steady)
+            if steady:  # else left alone: thresholds that are set, even to their defaults, no longer adapt
+                keep_memory()
             samples = interleave(calls, self.settings.seconds, untimed=int(steady))
         best = min((key for key in samples if key[0] in DENSE), key=lambda key: quantile(samples[key], 0.5))
         by_name = {provider.name: provider for provider in self.providers}
