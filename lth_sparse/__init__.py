@@ -20,7 +20,7 @@ except ImportError as error:
 
 from lth_sparse import nn
 from lth_sparse._version import __version__
-from lth_sparse.engine import Ticket, find_ticket, levels
+from lth_sparse.engine import Ticket, analyses, find_ticket, levels
 from lth_sparse.formats import Mask
 from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
 from lth_sparse.ops import functional
@@ -30,6 +30,7 @@ __all__ = [
     "Mask",
     "Ticket",
     "__version__",
+    "analyses",
     "dense_state_dict",
     "densify_",
     "find_ticket",

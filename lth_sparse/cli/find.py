@@ -22,6 +22,7 @@ from rich.console import Console
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import TicketResult, find_ticket
+from lth_sparse.engine.analyses import count_cost
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
 from lth_sparse.nn import plan
@@ -30,6 +31,7 @@ from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
+from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
 from lth_sparse.report.verdict import Verdict, candidate
@@ -174,9 +176,19 @@ class Study:
             versions=facts.versions(),
             machine={**facts.machine(), **facts.kernels(), **facts.environment()},
             crowded=self.tracker.crowded,
+            analyses=self.analyses(level),
             tickets=tuple(str(self.ticket(seed, level)) for seed in self.results),
         )
         return write_report(self.directory, report)[0], verdict
+
+    def analyses(self, level: int) -> tuple[Section, ...]:
+        """What is to be said about the tickets of ``level`` besides their accuracy."""
+        done = [result for result in self.results.values() if len(result.tickets) > level]
+        if not done:
+            return ()
+        model = build_model(self.preset.model, self.data, 0, dropout=self.preset.dropout)
+        cost = count_cost(model, done[0].tickets[level].masks, self.data.train.x[:1])
+        return analysis_sections(self.results, level, cost)
 
     def conclude(self) -> None:
         """The verdict, and where everything is."""

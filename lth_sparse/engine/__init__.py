@@ -6,6 +6,7 @@ as the paper does, and each of its steps has a file of its own.
 
 from __future__ import annotations
 
+from lth_sparse.engine import analyses
 from lth_sparse.engine.level import EarlyStop, Level
 from lth_sparse.engine.loop import Search
 from lth_sparse.engine.result import LevelRecord, TicketResult, Verdict
@@ -20,6 +21,7 @@ __all__ = [
     "Ticket",
     "TicketResult",
     "Verdict",
+    "analyses",
     "find_ticket",
     "levels",
 ]
