@@ -28,7 +28,7 @@ from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketErr
 from lth_sparse.nn import plan
 from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
+from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
@@ -74,8 +74,8 @@ def run(options: Options, console: Console | None = None) -> int:
     console = Console() if console is None else console
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
-    Settings(**keywords)  # wrong ones raise here, before a directory remembers them
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
+    Settings(**keywords, **_rewinding(options, data))  # wrong ones raise here, before a directory remembers them
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
@@ -150,6 +150,7 @@ class Study:
             build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
             make_train(self.preset, self.data),
             **self.keywords,
+            **_rewinding(self.options, self.data),
             controls=CONTROLS if self.options.controls else (),
             control_levels=control_levels,
             directory=self.directory / f"seed_{seed}",
@@ -262,6 +263,13 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
         **({"feature_major": True} if CONVS[preset.model] else {}),
     }
+
+
+def _rewinding(options: Options, data: DataSet) -> dict[str, Any]:
+    """What rewind="auto" needs besides: the error that the barrier between two copies is made of."""
+    if options.rewind != "auto":
+        return {}
+    return {"rewind_error": lambda model: 1.0 - evaluate(model, data.val)[1]}
 
 
 def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:
