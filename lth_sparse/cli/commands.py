@@ -154,6 +154,9 @@ def find(
             "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
         ),
     ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -184,6 +187,7 @@ def find(
             controls=controls,
             more_controls=more_controls,
             init=init,
+            strict=strict,
             output=output,
             layout=layout,
             threads=threads,

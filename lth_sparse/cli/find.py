@@ -67,6 +67,7 @@ class Options:
     layout: str = "auto"
     threads: int | None = None
     plan: bool = False
+    strict: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -176,6 +177,7 @@ class Study:
             make_train(self.preset, self.data),
             **self.keywords,
             **self.reset(),
+            strict=self.options.strict,
             **_rewinding(self.options, self.data),
             controls=self.options.kinds,
             control_levels=control_levels,

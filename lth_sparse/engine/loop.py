@@ -36,6 +36,7 @@ from lth_sparse.engine.selection import check_prunable, layer_rates, weights_of
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
+from lth_sparse.engine.strict import Strict
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
 from lth_sparse.formats import Mask
@@ -264,6 +265,11 @@ class Search(Iterator[Level]):
         return model, [dataclasses.asdict(row) for row in report.layers]
 
     def _make_level(self, model: nn.Module, k: int, masks: Mask, seed: int, **options: Any) -> Level:
+        if self.settings.strict:
+            control = options.get("control")
+            parent = self._result.tickets[k - 1].masks if k and not control else None
+            options["strict"] = Strict(masks, parent, options["rewound_to"].tensors)
+            options["strict"].begin(model, k)
         return Level(
             model,
             index=k,

@@ -49,6 +49,7 @@ def find_ticket(
     feature_major: bool = False,
     rewind_error: Callable[[nn.Module], float] | None = None,
     rewind_steps: Iterable[int] = CANDIDATES,
+    strict: bool = False,
 ) -> TicketResult:
     """Search for winning tickets by iterative pruning: train, prune, rewind, and again.
 
@@ -82,6 +83,7 @@ def find_ticket(
         callbacks: objects with any of on_level_start(level), on_step(level), on_record(level, row) and
             on_level_end(record). Finished levels of a run directory are announced by on_level_end alone.
         break_even: densities up to which ``layout="auto"`` makes layers sparse, see :func:`lth_sparse.sparsify_`.
+        strict: check while running what must hold in every search, see :mod:`lth_sparse.engine.strict`; costs time.
         feature_major: train sparse networks with feature-major activations, see :func:`lth_sparse.nn.feature_major_`.
 
     Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`.
@@ -91,6 +93,7 @@ def find_ticket(
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument; also when ``train`` returns no mapping of finite numbers.
+        InvariantError: with ``strict``.
         RunError: the run directory holds another search, is in use, or cannot be written; weights became NaN.
         TicketError: a file in the run directory is damaged.
     """
@@ -118,6 +121,7 @@ def find_ticket(
         feature_major=feature_major,
         rewind_error=rewind_error,
         rewind_steps=rewind_steps,
+        strict=strict,
     )
     search = Search(model, settings, directory, callbacks)
     with preserved_rng(), contextlib.closing(search):

@@ -50,6 +50,7 @@ class Settings:
     feature_major: bool = False
     rewind_error: Callable[[nn.Module], float] | None = None
     rewind_steps: Iterable[int] = CANDIDATES
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.one_shot, bool):
@@ -77,8 +78,9 @@ class Settings:
             raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
         if self.break_even is not None:
             self._set("break_even", check_break_even(self.break_even))
-        if not isinstance(self.feature_major, bool):
-            raise ArgumentTypeError(expected("feature_major", "True or False", self.feature_major))
+        for name in ("feature_major", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(expected(name, "True or False", getattr(self, name)))
         self._set("prune", None if self.prune is None else _strings("prune", self.prune))
         self._set("freeze", _strings("freeze", self.freeze))
         self._check_controls()
