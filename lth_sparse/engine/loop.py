@@ -110,7 +110,9 @@ class Search(Iterator[Level]):
                 if not self._recall(k):
                     masks = self._prune(k)
                     yield from self._train(self._level(k, masks), masks)
-            for k, control in self.settings.control_runs():
+                if self._ends(k):
+                    break
+            for k, control in self.settings.control_runs(len(self._result.tickets) - 1):
                 if not self._recall(k, control):
                     masks = self._control_masks(k, control)
                     yield from self._train(self._control_level(k, control, masks), masks)
@@ -149,6 +151,27 @@ class Search(Iterator[Level]):
             warnings.warn(message, UserWarning, stacklevel=2)
         self._floored.update(pruned.floored)
         return Mask(pruned.masks)
+
+    def _ends(self, k: int) -> bool:
+        """Whether level k, which is finished, is the last: sparse enough, or no longer accurate enough.
+
+        Raises:
+            ArgumentError: the metric was not recorded. RunError: pruning has come to an end above the target.
+        """
+        settings, record = self.settings, self._result.levels[k]
+        if settings.stop_below is not None:
+            accuracy = record.accuracy(settings.stop_metric)
+            if accuracy is None:
+                raise ArgumentError(expected("stop_metric", "one that train records", repr(settings.stop_metric)))
+            if accuracy < settings.stop_below:
+                return True
+        target = settings.target_density
+        if target is None or k == 0:
+            return False
+        if record.density > target and record.density == self._result.levels[k - 1].density:
+            got = f"{record.density:.4%} from level {k - 1} on, as layers are frozen or at min_kept"
+            raise RunError(expected("target_density", f"a density that pruning reaches, {target:.4%}", got))
+        return record.density <= target
 
     def _level(self, k: int, masks: Mask) -> Level:
         """The network of level k: dense and untouched at 0, then sparse and rewound."""

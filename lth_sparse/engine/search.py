@@ -50,6 +50,9 @@ def find_ticket(
     rewind_error: Callable[[nn.Module], float] | None = None,
     rewind_steps: Iterable[int] = CANDIDATES,
     strict: bool = False,
+    target_density: float | None = None,
+    stop_below: float | None = None,
+    stop_metric: str = "test_acc",
 ) -> TicketResult:
     """Search for winning tickets by iterative pruning: train, prune, rewind, and again.
 
@@ -60,6 +63,10 @@ def find_ticket(
             test_acc=...)`` notes measurements on the way. Let all randomness come from torch, numpy or random: their
             global states are the same at the start of every level.
         levels: number of prunings (15 unless one_shot); levels + 1 networks are trained.
+        target_density: the search ends with the first level of at most this density, whatever ``levels`` says, which
+            then need not be given.
+        stop_below: it ends with the first level whose ``stop_metric``, at its early stop, is below this; so the level
+            before is the sparsest that is good enough.
         rate: share of the surviving weights that each level prunes in each layer.
         output_rate: the same for the last layer; half of ``rate`` by default.
         rates: ``{name or glob: rate}`` for layers with a rate of their own, see
@@ -122,6 +129,9 @@ def find_ticket(
         rewind_error=rewind_error,
         rewind_steps=rewind_steps,
         strict=strict,
+        target_density=target_density,
+        stop_below=stop_below,
+        stop_metric=stop_metric,
     )
     search = Search(model, settings, directory, callbacks)
     with preserved_rng(), contextlib.closing(search):
