@@ -53,8 +53,10 @@ def sparsify_(
         masks: ``{parameter name: bool tensor}`` or a :class:`lth_sparse.Mask`, True where a weight is kept. By default
             they are found in the model, see :func:`lth_sparse.nn.find_masks`. A layer that is sparse already takes a
             further mask that keeps a subset of its weights.
-        layout: ``"csr"``, ``"bsr"``, ``"dense"``, or ``"auto"``: the fastest for each layer, ``"dense"`` where a sparse
-            layout would lose.
+        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``, or ``"auto"``: the fastest of the first three for each
+            layer, ``"dense"`` where a sparse layout would lose. ``"2:4"`` speeds up linear layers on some GPUs, see
+            :mod:`lth_sparse.ops.cuda_semi`; the masks keep at most two of every four weights, see
+            :meth:`lth_sparse.formats.SemiStructured.from_mask`.
         block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
         cover: what BSR does with pruned weights inside kept blocks, see :meth:`lth_sparse.formats.BSR.from_mask`.
         sample_input: what to call the model with (a tensor, a tuple of arguments, a mapping of keyword arguments), so
@@ -156,7 +158,7 @@ def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None)
         raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, kinds))}", layout))
     if layout == "auto" and block is None and cover is None:
         return
-    build_layout("bsr" if layout == "auto" else layout, torch.ones(1, 1, dtype=torch.bool), block=block, cover=cover)
+    build_layout("bsr" if layout == "auto" else layout, torch.zeros(1, 4, dtype=torch.bool), block=block, cover=cover)
 
 
 def check_break_even(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -259,7 +261,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
-        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape)),
+        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape), shape=layout.shape),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,
         speedup_forward=choice.speedup_forward,
