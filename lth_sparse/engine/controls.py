@@ -64,10 +64,13 @@ def shuffled(masks: Mapping[str, Tensor], granularity: Granularity, generator: t
     """Masks that keep as many weights in every layer as ``masks``, at random positions.
 
     Whole tiles of ``granularity`` change places, and only with tiles of their own size (those at an edge may be
-    smaller), so that counts stay exact and blocks stay blocks.
+    smaller), so that counts stay exact and blocks stay blocks. With "2:4" weights change places inside their four.
     """
     result: dict[str, Tensor] = {}
     for name, mask in masks.items():
+        if granularity.kept is not None:
+            result[name] = mask if bool(mask.all()) else granularity.shuffled(mask, generator)
+            continue
         sizes = granularity.sizes(mask.shape)
         tiles = granularity.pool(mask.cpu()) > 0
         for size in sizes.unique().tolist():

@@ -1,8 +1,9 @@
-"""What is pruned at once: single weights, blocks, or whole rows (neurons, filters).
+"""What is pruned at once: single weights, blocks, whole rows (neurons, filters), or two of every four weights.
 
 Every granularity is a tile over the matrix view ``[rows, cols] = [out, in / groups * prod(kernel)]`` of a weight:
 ``"weight"`` is 1x1, ``"block:RxC"`` is R x C with ragged tiles at the edges, ``"row"`` is 1 x cols. A tile's score is
-the sum of its weights' scores; with magnitude that is sum |w|. A tile lives or dies as a whole.
+the sum of its weights' scores; with magnitude that is sum |w|. A tile lives or dies as a whole. ``"2:4"`` is another
+matter: tiles of 1 x 4 (``cols`` a multiple of 4), and each keeps its two best weights, in one pruning.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ class Granularity:
     Attributes:
         name: what the user typed.
         rows, cols: size of the tile in the matrix view; ``cols=None`` is the full width.
+        kept: weights that every tile keeps, of ``"2:4"``; None where tiles live or die as a whole.
     """
 
     name: str
     rows: int
     cols: int | None
+    kept: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """Read ``"weight"``, ``"row"`` or ``"block:RxC"``.
+        """Read ``"weight"``, ``"row"``, ``"block:RxC"`` or ``"2:4"``.
 
         Raises:
             ArgumentError, ArgumentTypeError: anything else.
@@ -46,16 +49,27 @@ class Granularity:
             return cls(text, 1, 1)
         if text == "row":
             return cls(text, 1, None)
+        if text == "2:4":
+            return cls(text, 1, 4, kept=2)
         match = re.fullmatch(r"block:([1-9]\d*)x([1-9]\d*)", text)
         if match is None:
-            what = "'weight', 'row' or 'block:RxC', such as 'block:16x16'"
+            what = "'weight', 'row', 'block:RxC', such as 'block:16x16', or '2:4'"
             raise ArgumentError(expected("granularity", what, repr(text)))
         return cls(text, int(match[1]), int(match[2]))
 
     @property
     def block(self) -> tuple[int, int] | None:
-        """(rows, cols) of a real block, None for single weights and rows: what a BSR layout may be asked for."""
-        return (self.rows, self.cols) if self.cols is not None and self.rows * self.cols > 1 else None
+        """(rows, cols) of a real block, None for anything else: what a BSR layout may be asked for."""
+        whole = self.cols is not None and self.kept is None and self.rows * self.cols > 1
+        return (self.rows, self.cols) if whole and self.cols is not None else None
+
+    def check(self, name: str, shape: tuple[int, ...] | torch.Size) -> None:
+        """Raise ``ArgumentError`` where the weight ``name`` cannot be cut into such tiles."""
+        cols = math.prod(shape[1:])
+        if self.kept is not None and self.cols is not None and cols % self.cols:
+            what = f"weights with rows of a multiple of {self.cols} for {self.name!r}"
+            got = f"{name} with rows of {cols} (freeze=... leaves a layer alone)"
+            raise ArgumentError(expected("granularity", what, got))
 
     def pool(self, weight: Tensor) -> Tensor:
         """Sum over each tile.
@@ -89,6 +103,22 @@ class Granularity:
     def sizes(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
         """Weights in each tile, int64 ``[tiles]``; tiles at the edges may be smaller."""
         return self.pool(torch.ones(tuple(shape), dtype=torch.bool))
+
+    def best(self, score: Tensor, mask: Tensor) -> Tensor:
+        """``mask`` less all but the ``kept`` weights of the highest score in each tile; equal scores go by position."""
+        assert self.cols is not None
+        assert self.kept is not None
+        alive = score.to(mask.device, torch.float64).masked_fill(~mask, -math.inf)
+        order = alive.reshape(-1, self.cols).sort(dim=1, stable=True).indices
+        pruned = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, : self.cols - self.kept], True)
+        return mask & ~pruned.view(mask.shape)
+
+    def shuffled(self, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """As many weights in each tile as in ``mask``, at random places of it."""
+        assert self.cols is not None
+        counts = mask.cpu().reshape(-1, self.cols).sum(1, keepdim=True)
+        places = torch.rand(len(counts), self.cols, generator=generator).argsort(1)
+        return (places < counts).view(mask.shape).to(mask.device)
 
     @property
     def _single(self) -> bool:

@@ -69,6 +69,9 @@ class Search(Iterator[Level]):
         )
         check_prunable(model, [name for name, rate in self._rates.items() if rate])
         self._tile = Granularity.parse(settings.granularity)
+        for name, weight in weights.items():
+            if self._rates[name]:
+                self._tile.check(name, weight.shape)
         self._rewind = Rewind.parse(settings.rewind)
         self._criterion = find_criterion(settings.criterion)
         self._template = copy.deepcopy(model)  # the user's model is never touched again

@@ -52,7 +52,7 @@ def prune(
     granularity: Granularity | None = None,
     min_kept: int = 1,
 ) -> Pruned:
-    """Masks of ``level`` from those of the level before.
+    """Masks of ``level`` from those of the level before. With granularity "2:4" each four keep two, at any rate but 0.
 
     The tiles with the smallest scores go first. Among equal scores the one that comes first goes first: by order of the
     layers in ``masks``, then by flat (row-major) index. With scope="global" tiles compare by their mean score per
@@ -68,6 +68,9 @@ def prune(
         min_kept: every layer keeps at least so many weights, its best; with scope="global" others are pruned instead.
     """
     tile = granularity or Granularity.parse("weight")
+    if tile.kept is not None:
+        halved = {name: tile.best(scores[name], mask) if rates.get(name, 0.0) else mask for name, mask in masks.items()}
+        return Pruned(halved, [])
     pruned = {name: mask for name, mask in masks.items() if not rates.get(name, 0.0)}
     floored: list[str] = []
     for names in _pools(masks, rates, scope):

@@ -62,7 +62,8 @@ def find_ticket(
             :func:`lth_sparse.engine.selection.layer_rates` for which wins.
         criterion: "magnitude", or ``criterion(name, weight) -> scores``, the smallest of which are pruned.
         scope: "layer", or "global": layers of equal rate compete.
-        granularity: "weight", "row" or "block:RxC".
+        granularity: "weight", "row", "block:RxC", or "2:4": the two best of every four weights, with ``levels=1`` and
+            ``rate=0.5``; every pruned layer, the last too, then loses half, or nothing with a rate of 0.
         rewind: "init", a step such as "500it" (attach the optimiser, see :meth:`Level.attach`), or "continue".
         one_shot: prune once; ``rate`` is then the final rate.
         min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.

@@ -65,13 +65,15 @@ class Settings:
             raise ArgumentTypeError(expected("rates", "a dict {name or glob: rate}", self.rates))
         self._set("rates", {key: _rate(f"rates[{key!r}]", value) for key, value in (self.rates or {}).items()})
         find_criterion(self.criterion)
-        Granularity.parse(self.granularity)
+        self._check_granularity()
         Rewind.parse(self.rewind)
         _one_of("scope", self.scope, SCOPES)
         _one_of("layout", self.layout, ("auto", *LAYOUTS))
-        if self.layout == "bsr" and self.block is None:
-            what = "'auto', 'csr' or 'dense', or granularity='block:RxC' with 'bsr'"
-            raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
+        fitting = {"bsr": ("block:RxC", self.block is not None), "2:4": ("2:4", self.granularity == "2:4")}
+        wanted, fits = fitting.get(self.layout, ("", True))
+        if not fits:
+            what = f"'auto', 'csr' or 'dense', or granularity='{wanted}' with {self.layout!r}"
+            raise ArgumentError(expected("layout", what, f"{self.layout!r} with granularity={self.granularity!r}"))
         if self.break_even is not None:
             self._set("break_even", check_break_even(self.break_even))
         if not isinstance(self.feature_major, bool):
@@ -119,6 +121,23 @@ class Settings:
         assert isinstance(self.controls, list)
         assert isinstance(self.control_levels, list)
         return [(level, kind) for level in self.control_levels for kind in self.controls]
+
+    def _check_granularity(self) -> None:
+        """What "2:4" leaves of the other keywords: one pruning, of half the weights of every layer that is pruned."""
+        if Granularity.parse(self.granularity).kept is None:
+            return
+        if self.levels != 1:
+            raise ArgumentError(expected("levels", f"1 with granularity={self.granularity!r}", self.levels))
+        if self.min_kept != 1:
+            raise ArgumentError(expected("min_kept", f"1 with granularity={self.granularity!r}", self.min_kept))
+        if self.output_rate is None:
+            self._set("output_rate", self.rate)
+        rates = {f"rates[{key!r}]": rate for key, rate in (self.rates or {}).items()}
+        for name, rate in {"rate": self.rate, "output_rate": self.output_rate, **rates}.items():
+            known = (0.5,) if name == "rate" else (0.0, 0.5)
+            if rate not in known:
+                what = f"{' or '.join(map(str, known))} with granularity={self.granularity!r}"
+                raise ArgumentError(expected(name, what, rate))
 
     def _check_controls(self) -> None:
         controls = _strings("controls", self.controls)
