@@ -1,0 +1,392 @@
+"""2:4 operators: the reference against float64, the CUDA implementation over emulated products, and both on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import emulated_semi
+import pytest
+import torch
+import torch.nn.functional as F
+from emulated_semi import CuSparseLt, by_tiles, in_order, install
+from semi_cases import semi_mask, transposable_mask
+from torch import Tensor
+
+from lth_sparse.formats import Layout, SemiStructured
+from lth_sparse.ops import backend_of, cuda_semi, functional, sparse_cores, use_backend
+from lth_sparse.ops.schemas import OPS
+from lth_sparse.ops.strides import feature_major, is_feature_major
+
+#: Of the rounded result, relative to its largest entry.
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def step(x: Tensor, values: Tensor, bias: Tensor | None, layout: Layout, upstream: Tensor, **keywords: Any) -> Any:
+    """Output and the gradients of x, values and bias."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, values, *(() if bias is None else (bias,)))]
+    y = functional.linear(leaves[0], leaves[1], layout, leaves[2] if bias is not None else None, **keywords)
+    return [y.detach(), *torch.autograd.grad(y, leaves, upstream)]
+
+
+def truth(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, upstream: Tensor) -> list[Tensor]:
+    """The same of the masked dense layer in float64, with the masked gradient of the weight for that of the values."""
+    x, weight, upstream = x.double(), weight.double() * mask, upstream.double()
+    y = F.linear(x, weight, None if bias is None else bias.double())
+    found = [y, upstream @ weight, (upstream.t() @ x) * mask]
+    return found if bias is None else [*found, upstream.sum(0)]
+
+
+def compare(found: list[Tensor], right: list[Tensor], layout: Layout, tolerance: float) -> None:
+    dense = [found[0], found[1], layout.scatter(found[2]), *found[3:]]
+    for mine, truly in zip(dense, right, strict=True):
+        assert mine.shape == truly.shape
+        scale = float(truly.abs().max()) if truly.numel() else 1.0
+        torch.testing.assert_close(mine.double(), truly, rtol=0, atol=tolerance * max(scale, 1.0))
+    if layout.index[1].numel():
+        assert bool((found[2][~layout.index[1]] == 0).all())
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("sizes", [(7, 12, 5), (1, 4, 1), (32, 64, 9), (10, 20, 0), (3, 0, 2)])
+def test_the_reference_equals_masked_dense(sizes: tuple[int, int, int], share: float) -> None:
+    out, features, batch = sizes
+    mask = semi_mask((out, features), share)
+    layout = SemiStructured.from_mask(mask)
+    weight, bias = torch.randn(out, features, dtype=torch.float64), torch.randn(out, dtype=torch.float64)
+    x, upstream = torch.randn(batch, features, dtype=torch.float64), torch.randn(batch, out, dtype=torch.float64)
+    for given in (bias, None):
+        found = step(x, layout.gather(weight), given, layout, upstream)
+        compare(found, truth(x, weight, mask, given, upstream), layout, 1e-12)
+
+
+@pytest.mark.usefixtures("seed")
+def test_gradcheck_first_and_second_order() -> None:
+    layout = SemiStructured.from_mask(semi_mask((6, 8), 0.7))
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    values = layout.gather(torch.randn(6, 8, dtype=torch.float64)).requires_grad_()
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return functional.linear(x, values, layout, bias)
+
+    assert torch.autograd.gradcheck(call, (x, values, bias))
+    assert torch.autograd.gradgradcheck(call, (x, values, bias))
+
+
+@pytest.mark.usefixtures("seed")
+def test_opcheck() -> None:
+    layout = SemiStructured.from_mask(semi_mask((6, 8), 0.7))
+    x, values, bias = torch.randn(3, 8), layout.gather(torch.randn(6, 8)), torch.randn(6)
+    tail = (list(layout.index), list(layout.shape))
+    ops = OPS["2:4"]
+    for given in (bias, None):
+        torch.library.opcheck(ops.linear.overload, (x, values, given, *tail, True), test_utils=CHECKS)
+    for wanted in ([True, True, True], [False, True, False]):
+        for activated in ((), (torch.randn(3, 6),)):
+            arguments = (torch.randn(3, 6), x, values, *tail, wanted, *activated)
+            torch.library.opcheck(ops.linear_backward.overload, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
+def test_convolutions_run_the_reference(kernel: tuple[int, int]) -> None:
+    mask = semi_mask((6, 4, *kernel), 0.8)
+    layout = SemiStructured.from_mask(mask)
+    weight = torch.randn(mask.shape, dtype=torch.float64)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    values = layout.gather(weight).requires_grad_()
+    y = functional.conv2d(x, values, layout, padding=1)
+    dense = (weight * mask).requires_grad_()
+    right = F.conv2d(x, dense, padding=1)
+    torch.testing.assert_close(y, right)
+    upstream = torch.randn_like(y)
+    (dx, dvalues), (true_dx, true_dw) = (
+        torch.autograd.grad(result, (x, leaf), upstream) for result, leaf in ((y, values), (right, dense))
+    )
+    torch.testing.assert_close(dx, true_dx)
+    torch.testing.assert_close(layout.scatter(dvalues), true_dw * mask)
+    assert backend_of("2:4", "cuda", torch.float16, dims=4) == "reference"
+
+
+# The CUDA implementation, all but the product itself
+
+ROUTES = {"cutlass": None, "cusparselt": in_order, "cusparselt, tiled": by_tiles}
+
+
+@pytest.fixture(params=ROUTES)
+def route(request: Any, monkeypatch: pytest.MonkeyPatch) -> CuSparseLt | None:
+    name, shuffle = request.param.partition(",")[0], ROUTES[request.param]
+    library = None if shuffle is None else CuSparseLt(shuffle)
+    install(monkeypatch, name, library)
+    return library
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize(
+    ("batch", "dtype"), [(0, torch.float16), (1, torch.bfloat16), (24, torch.float16), (37, torch.bfloat16)]
+)
+@pytest.mark.parametrize("transposable", [False, True])
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_the_cuda_path_equals_masked_dense(
+    route: CuSparseLt | None, share: float, transposable: bool, batch: int, dtype: torch.dtype
+) -> None:
+    mask = transposable_mask((64, 64), share) if transposable else semi_mask((64, 128), share)
+    layout = SemiStructured.from_mask(mask)
+    out, features = mask.shape
+    weight, bias, x = (torch.randn(size).to(dtype) for size in (mask.shape, (out,), (batch, features)))
+    upstream = torch.randn(batch, out).to(dtype)
+    values = layout.gather(weight)
+    if layout.value_mask.numel():
+        values = values.masked_fill(~layout.value_mask, 3.0)  # must count as zero
+    close = TOLERANCE[dtype]
+    for given in (bias, None):
+        found = step(x, values, given, layout, upstream)
+        compare(found, truth(x, weight, mask, given, upstream), layout, close)
+
+
+@pytest.mark.usefixtures("seed")
+def test_a_relu_and_its_gradient(route: CuSparseLt | None) -> None:
+    mask = transposable_mask((64, 64), 1.0)
+    layout = SemiStructured.from_mask(mask)
+    weight, bias, x, upstream = (torch.randn(size).half() for size in ((64, 64), (64,), (12, 64), (12, 64)))
+    found = step(x, layout.gather(weight), bias, layout, upstream, activation="relu")
+    right = truth(x, weight, mask, bias, upstream * (found[0] > 0))
+    compare(found, [right[0].relu(), *right[1:]], layout, TOLERANCE[torch.float16])
+
+
+@pytest.mark.usefixtures("seed")
+def test_gradients_nobody_wants_are_not_made(route: CuSparseLt | None) -> None:
+    mask = transposable_mask((64, 64), 1.0)
+    layout = SemiStructured.from_mask(mask)
+    weight, x, upstream = (torch.randn(size).half() for size in ((64, 64), (12, 64), (12, 64)))
+    tail = (list(layout.index), list(layout.shape))
+    right = truth(x, weight, mask, torch.zeros(64), upstream)[1:]
+    for wanted in ([True, False, False], [False, True, False], [False, False, True]):
+        found = cuda_semi._linear_backward(upstream, x, layout.gather(weight), *tail, wanted)
+        assert [grad.numel() > 0 for grad in found] == wanted
+        place = wanted.index(True)
+        mine = layout.scatter(found[1]) if place == 1 else found[place]
+        torch.testing.assert_close(mine.double(), right[place], rtol=0, atol=0.1)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("batch", [16, 19])
+@pytest.mark.parametrize("form", ["feature-major", "every second", "misaligned"])
+def test_any_strides_and_the_format_of_the_input(route: CuSparseLt | None, form: str, batch: int) -> None:
+    mask = transposable_mask((64, 64), 1.0)
+    layout = SemiStructured.from_mask(mask)
+    weight, bias = torch.randn(64, 64).half(), torch.randn(65).half()[1:]
+    x = {
+        "feature-major": feature_major(torch.randn(batch, 64).half()),
+        "every second": torch.randn(batch, 128).half()[:, ::2],
+        "misaligned": torch.randn(batch * 64 + 1).half()[1:].view(batch, 64),
+    }[form]
+    values = torch.cat((torch.zeros(1).half(), layout.gather(weight).flatten()))[1:].view(layout.values_shape)
+    upstream = torch.randn(64, batch).half().t()
+    found = step(x, values, bias, layout, upstream)
+    compare(found, truth(x, weight, mask, bias, upstream), layout, TOLERANCE[torch.float16])
+    for tensor in found[:2]:
+        assert is_feature_major(tensor) == (form == "feature-major")
+        assert tensor.is_contiguous() == (form != "feature-major")
+
+
+@pytest.mark.usefixtures("seed")
+def test_the_input_gradient_runs_on_sparse_cores_for_transposable_masks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def counted(values: Tensor, *rest: Tensor) -> Tensor:
+        calls.append(tuple(values.shape))
+        return emulated_semi.cutlass_mm(values, *rest)
+
+    install(monkeypatch, "cutlass")
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", counted)
+    x, upstream = torch.randn(8, 128).half(), torch.randn(8, 64).half()
+    for mask, expected in (
+        (semi_mask((64, 128), 1.0), [(64, 64)]),
+        (transposable_mask((64, 128), 1.0), [(64, 64), (128, 32)]),
+    ):
+        calls.clear()
+        layout = SemiStructured.from_mask(mask)
+        step(x, layout.gather(torch.randn(64, 128).half()), None, layout, upstream)
+        assert calls == expected
+
+
+@pytest.mark.usefixtures("seed")
+def test_nothing_is_compressed_after_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = CuSparseLt(by_tiles)
+    install(monkeypatch, "cusparselt", library)
+    layout = SemiStructured.from_mask(transposable_mask((64, 64), 1.0))
+    values, x = layout.gather(torch.randn(64, 64).half()), torch.randn(8, 64).half()
+    step(x, values, None, layout, x)
+    first = library.compressions
+    for _ in range(2):
+        step(x, values * 2, None, layout, x)
+    aliases = SemiStructured(layout.shape, *(tensor.detach() for tensor in layout.index), live=layout.live)
+    step(x, values, None, aliases, x)  # a compiler's inputs
+    assert library.compressions == first > 0
+    del layout, aliases
+    other = SemiStructured.from_mask(semi_mask((64, 64), 1.0))
+    step(x, values, None, other, x)
+    assert library.compressions > first
+    assert len(cuda_semi._packings) == 1  # those of the mask that is gone went with it
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("broken", ["order", "product"])
+def test_a_buffer_that_is_not_understood_means_the_reference_and_a_warning(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shuffle = torch.zeros_like if broken == "order" else lambda index: index
+    library = CuSparseLt(lambda count: shuffle(torch.arange(count)), honest=broken == "order")
+    install(monkeypatch, "cusparselt", library)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    mask = semi_mask((32, 64), 1.0)
+    layout = SemiStructured.from_mask(mask)
+    weight, x, upstream = (torch.randn(size).half() for size in ((32, 64), (8, 64), (8, 32)))
+    with pytest.warns(RuntimeWarning, match="unknown order on a GPU: layers with layout='2:4' run the reference"):
+        found = step(x, layout.gather(weight), None, layout, upstream)
+    compare(found, truth(x, weight, mask, None, upstream), layout, TOLERANCE[torch.float16])
+    compressions = library.compressions
+    step(x, layout.gather(weight), None, layout, upstream)  # says so once
+    assert library.compressions == compressions
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("case", ["shape", "device"])
+def test_a_shape_or_device_without_kernel_runs_the_reference(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: Any) -> Tensor:
+        raise AssertionError("there is no kernel for this")
+
+    install(monkeypatch, None if case == "device" else "cutlass")
+    monkeypatch.setattr(torch, "_sparse_semi_structured_mm", unexpected)
+    shape = (32, 64) if case == "device" else (32, 60)
+    mask = semi_mask(shape, 1.0)
+    layout = SemiStructured.from_mask(mask)
+    weight, x, upstream = (torch.randn(size).half() for size in (shape, (8, shape[1]), (8, 32)))
+    found = step(x, layout.gather(weight), None, layout, upstream)
+    compare(found, truth(x, weight, mask, None, upstream), layout, TOLERANCE[torch.float16])
+
+
+# Who runs it
+
+CAPABILITIES = [
+    ((8, 0), True, None, "linux", "cutlass"),
+    ((8, 9), False, None, "linux", "cutlass"),
+    ((8, 6), True, None, "win32", "cusparselt"),
+    ((9, 0), True, None, "linux", "cusparselt"),
+    ((9, 0), False, None, "linux", None),
+    ((7, 5), True, None, "linux", None),
+    ((12, 0), True, None, "linux", None),
+    ((9, 4), True, "6.4", "linux", None),
+]
+
+
+@pytest.mark.parametrize(("capability", "cusparselt", "hip", "system", "expected"), CAPABILITIES)
+def test_the_device_decides_on_the_product(
+    capability: tuple[int, int],
+    cusparselt: bool,
+    hip: str | None,
+    system: str,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: cusparselt)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(sparse_cores.sys, "platform", system)
+    assert sparse_cores.product_of.__wrapped__(0) == expected
+
+
+def test_backend_of_knows_dtype_shape_and_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend_of("2:4", "cpu", torch.float16) == "reference"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(sparse_cores, "product_of", lambda _: "cutlass")
+    for dtype in (torch.float16, torch.bfloat16):
+        assert backend_of("2:4", "cuda", dtype) == "cuda-semi-structured"
+        assert backend_of("2:4", "cuda:0", dtype, shape=(32, 128)) == "cuda-semi-structured"
+        assert backend_of("2:4", "cuda", dtype, gradients=True) == "torch"
+    assert backend_of("2:4", "cuda", torch.float16, shape=(33, 128)) == "reference"
+    assert backend_of("2:4", "cuda", torch.float16, shape=(32, 32)) == "reference"
+    assert backend_of("2:4", "cuda", torch.float16, dims=4) == "reference"
+    assert backend_of("2:4", "cuda", torch.float32) == "reference"
+    with use_backend("reference"):
+        assert backend_of("2:4", "cuda", torch.float16) == "reference"
+    monkeypatch.setattr(sparse_cores, "product_of", lambda _: None)
+    assert backend_of("2:4", "cuda", torch.float16) == "reference"
+
+
+def test_the_kernel_is_registered_for_cuda_whether_there_is_triton_or_not() -> None:
+    for name in ("linear_semi_structured", "linear_semi_structured_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lth_sparse::{name}", "CUDA")
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("lth_sparse::conv2d_semi_structured", "CUDA")
+
+
+# On a GPU
+
+
+def cuda_case(shape: tuple[int, int], transposable: bool, dtype: torch.dtype) -> tuple[Layout, Tensor]:
+    """Layout and weight on the device; skips where torch has no product for it."""
+    if sparse_cores.product_of(torch.cuda.current_device()) is None:
+        pytest.skip("torch has no product with a 2:4 operand for this device")
+    mask = transposable_mask(shape, 1.0) if transposable else semi_mask(shape, 0.9)
+    layout = SemiStructured.from_mask(mask).to("cuda")
+    assert backend_of("2:4", "cuda", dtype, shape=shape) == "cuda-semi-structured"
+    return layout, (torch.randn(shape) * mask).to("cuda", dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("form", ["contiguous", "feature-major"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [1, 1000, 1003])
+@pytest.mark.parametrize("transposable", [False, True])
+def test_error_is_at_most_twice_that_of_dense_torch(
+    transposable: bool, batch: int, dtype: torch.dtype, form: str
+) -> None:
+    """A layer's output and gradients against float64, beside what torch's own dense product makes of the same dtype."""
+    layout, weight = cuda_case((320, 512), transposable, dtype)
+    x, upstream, bias = (torch.randn(size, device="cuda").to(dtype) for size in ((batch, 512), (batch, 320), (320,)))
+    if form == "feature-major":
+        x, upstream = feature_major(x), feature_major(upstream)
+    values = layout.gather(weight)
+    for given in (bias, None):
+        with use_backend("reference"):
+            exact = step(
+                x.double(), values.double(), None if given is None else given.double(), layout, upstream.double()
+            )
+            dense = step(x, values, given, layout, upstream)
+        ours = step(x, values, given, layout, upstream)  # a layout of cuSPARSELt's that is not understood would warn
+        for mine, torchs, right in zip(ours, dense, exact, strict=True):
+            allowed = 2 * (torchs.double() - right).abs().max() + 1e-6 * right.abs().max()
+            assert (mine.double() - right).abs().max() <= allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("transposable", [False, True])
+def test_a_step_is_captured_in_a_cuda_graph(transposable: bool) -> None:
+    layout, weight = cuda_case((128, 256), transposable, torch.float16)
+    values = layout.gather(weight).requires_grad_()
+    x = torch.randn(64, 256, device="cuda").half().requires_grad_()
+
+    def one_step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(functional.linear(x, values, layout).float().square().sum(), (x, values))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            one_step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = one_step()
+    with torch.no_grad():
+        values.mul_(0.5)  # as an optimiser would: the graph must read the values of now
+    graph.replay()
+    expected = one_step()
+    for found, right in zip(captured, expected, strict=True):
+        assert torch.equal(found, right)
