@@ -90,7 +90,7 @@ def sparsify_(
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
         choice = _choose(request, layout, block, cover, samples, measure, evens.get(request.name))
-        converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover))
+        converted = _convert(request, _layout(request, choice.kind, choice.block, cover))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
     for old, new in replacements:
@@ -227,9 +227,13 @@ def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None) -> boo
     return True
 
 
-def _layout(mask: Tensor, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
+def _layout(request: Request, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
     """Layout of the chosen kind; ``block`` and ``cover`` speak of BSR only."""
-    return build_layout(kind, mask, block=block, cover=cover) if kind == "bsr" else build_layout(kind, mask)
+    options: dict[str, Any] = {"block": block, "cover": cover} if kind == "bsr" else {}
+    try:
+        return build_layout(kind, request.mask, **options)
+    except ArgumentError as error:  # which of the masks
+        raise ArgumentError(f"{request.name}: {error}") from error
 
 
 def _convert(request: Request, layout: Layout) -> list[SparseModule]:

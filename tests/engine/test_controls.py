@@ -128,6 +128,16 @@ def test_shuffling_keeps_counts_and_tiles(text: str) -> None:
     assert bool(((tile.pool(other) == 0) | (tile.pool(other) == tile.sizes(shape))).all())
 
 
+def test_shuffling_two_of_four_keeps_the_count_of_every_four() -> None:
+    tile = Granularity.parse("2:4")
+    generator = torch.Generator().manual_seed(0)
+    mask = tile.best(torch.rand(18, 24, generator=generator), torch.rand(18, 24, generator=generator) < 0.8)
+    shuffle = shuffled({"w": mask, "frozen": torch.ones(3, 5, dtype=torch.bool)}, tile, generator)
+    assert torch.equal(tile.pool(shuffle["w"]), tile.pool(mask))
+    assert not torch.equal(shuffle["w"], mask)
+    assert bool(shuffle["frozen"].all())
+
+
 def test_shuffling_leaves_full_and_empty_layers_as_they_are() -> None:
     masks = {"full": torch.ones(3, 4, dtype=torch.bool), "empty": torch.zeros(3, 4, dtype=torch.bool)}
     assert shuffled(masks, Granularity.parse("weight"), torch.Generator()).equals(masks)

@@ -44,3 +44,21 @@ def test_pool_sums_what_expand_copies(text: str, shape: tuple[int, ...]) -> None
 @pytest.mark.parametrize("text", ["weight", "row", "block:4x4"])
 def test_sizes_add_up_to_the_weights(text: str) -> None:
     assert int(Granularity.parse(text).sizes((7, 11)).sum()) == 77
+
+
+def test_two_of_four_keeps_the_two_best_of_every_four_and_never_a_pruned_one() -> None:
+    tile = Granularity.parse("2:4")
+    assert tile.block is None
+    score = torch.tensor([[3.0, 1.0, 2.0, 4.0, 1.0, 1.0, 1.0, 1.0, 5.0, 6.0, 7.0, 8.0]])
+    mask = torch.ones(1, 12, dtype=torch.bool)
+    mask[0, 9:] = False
+    kept = tile.best(score, mask)
+    # equal scores: what comes first goes first, as everywhere
+    assert kept.int().tolist() == [[1, 0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]]
+
+
+def test_two_of_four_refuses_rows_of_another_length_by_name() -> None:
+    with pytest.raises(ArgumentError, match=r"granularity: .* a multiple of 4 .*, got conv.weight with rows of 27"):
+        Granularity.parse("2:4").check("conv.weight", (8, 3, 3, 3))
+    Granularity.parse("2:4").check("fc.weight", (3, 8))
+    Granularity.parse("block:2x4").check("conv.weight", (8, 3, 3, 3))

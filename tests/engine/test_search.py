@@ -364,3 +364,26 @@ def _mask_by_hand(model: nn.Module, masks: Any) -> None:
         for name, mask in masks.items():
             parameters[name].mul_(mask)
             parameters[name].register_hook(lambda grad, mask=mask: grad * mask)
+
+
+def test_a_search_for_two_of_four_ends_in_sparse_layers_of_that_layout(
+    search: Search, make_train: Any, net: nn.Module
+) -> None:
+    kinds: list[str] = []
+
+    def watch(model: Any, level: Any) -> None:
+        kinds.extend(module.layout.kind for _, module in ls.nn.sparse_modules(model))
+
+    options = {"levels": 1, "rate": 0.5, "granularity": "2:4", "layout": "2:4"}
+    with pytest.raises(ArgumentError, match=r"granularity: .* conv\.weight with rows of 9 .*freeze"):
+        search(**options)
+    result = search(train=make_train(watch=watch), freeze="conv", controls=["shuffled"], **options)
+    assert kinds == ["2:4"] * 4  # two layers of the ticket, and of its control
+    trained = result.tickets[0].state_dict("trained")
+    for name in ("fc.weight", "out.weight"):
+        mask = result.ticket.masks[name]
+        best = trained[name].abs().view(-1, 4).topk(2, dim=1).indices
+        assert torch.equal(mask, torch.zeros_like(mask).view(-1, 4).scatter(1, best, True).view(mask.shape))
+    assert bool(result.ticket.masks["conv.weight"].all())
+    model = result.ticket.apply(net, weights="trained", layout="2:4")
+    assert [module.layout.kind for _, module in ls.nn.sparse_modules(model)] == ["2:4", "2:4"]

@@ -72,6 +72,33 @@ def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
     assert Settings(granularity="weight").block is None
 
 
+TWO_OF_FOUR: dict[str, Any] = {"granularity": "2:4", "levels": 1, "rate": 0.5}
+
+
+def test_two_of_four_is_one_pruning_of_half_the_weights() -> None:
+    for layout in ("auto", "csr", "2:4"):
+        settings = Settings(**TWO_OF_FOUR, layout=layout)
+        assert (settings.output_rate, settings.block) == (0.5, None)
+    assert Settings(**TWO_OF_FOUR, output_rate=0.0, rates={"fc": 0.0}).output_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"levels": 2}, "levels: expected 1 with granularity='2:4', got 2"),
+        ({"rate": 0.2}, "rate: expected 0.5 with granularity='2:4', got 0.2"),
+        ({"rate": 0.0}, "rate: expected 0.5"),
+        ({"output_rate": 0.25}, "output_rate: expected 0.0 or 0.5"),
+        ({"rates": {"fc": 0.2}}, r"rates\['fc'\]: expected 0.0 or 0.5"),
+        ({"min_kept": 2}, "min_kept: expected 1"),
+        ({"granularity": "weight", "layout": "2:4"}, "layout: expected .* or granularity='2:4' with '2:4', got '2:4'"),
+    ],
+)
+def test_what_two_of_four_leaves_no_choice_about(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        Settings(**{**TWO_OF_FOUR, **keywords})
+
+
 def test_later_keywords_leave_the_identity_of_earlier_runs_alone() -> None:
     assert not {"break_even", "feature_major"} & set(Settings().hyperparameters())
     changed = Settings(break_even={"fc.weight": 0.5}, feature_major=True).hyperparameters()

@@ -388,5 +388,5 @@ def test_a_step_is_captured_in_a_cuda_graph(transposable: bool) -> None:
         values.mul_(0.5)  # as an optimiser would: the graph must read the values of now
     graph.replay()
     expected = one_step()
-    for found, right in zip(captured, expected, strict=True):
-        assert torch.equal(found, right)
+    for found, right in zip(captured, expected, strict=True):  # cuBLAS may choose another kernel under capture
+        torch.testing.assert_close(found, right, rtol=1e-2, atol=1e-2 * float(right.abs().max()))
