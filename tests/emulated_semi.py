@@ -105,6 +105,7 @@ def install(monkeypatch: pytest.MonkeyPatch, route: str | None, library: CuSpars
         monkeypatch.setattr(getattr(OPS["2:4"], name), "cpu", kernel)
     monkeypatch.setattr(cuda_semi, "product_of", lambda _: route)
     monkeypatch.setattr(cuda_semi, "_packings", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def unexpected(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("the other library was called")

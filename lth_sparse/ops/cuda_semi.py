@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from lth_sparse.errors import BackendError, expected
 from lth_sparse.formats import Layout, SemiStructured
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import kernel_or_reference
@@ -67,6 +68,9 @@ def _packing(index: list[Tensor], shape: list[int], values: Tensor, transposed: 
     if key not in _packings:
         for old in [old for old in _packings if old[0].expired()]:
             del _packings[old]
+        if torch.cuda.is_current_stream_capturing():
+            what = "a step with this mask before the CUDA graph is captured, for it is to be packed for cuSPARSELt"
+            raise BackendError(expected("layout", what, "the first one during a capture"))
         layout = layout_of("2:4", shape, index, values)
         _packings[key] = _learn(SemiStructured.from_mask(layout.mask().t()) if transposed else layout, values)
         if _packings[key] is None:
@@ -90,6 +94,8 @@ def _learn(layout: Layout, like: Tensor) -> Packing | None:
     while place < count or tail is None:
         digits = (numbers // place % BASE + 1).to(like.dtype).view(every.values_shape)
         packed = torch._cslt_compress(every.scatter(digits))
+        if packed.numel() < count:
+            return None
         order += place * (packed[:count].to(torch.int64) - 1)
         place, tail = place * BASE, packed[count:].clone()
     if not torch.equal(order.sort().values, numbers):

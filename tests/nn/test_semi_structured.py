@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import lth_sparse as ls
 from lth_sparse.errors import ArgumentError
 from lth_sparse.nn import SparseConv2d, SparseLinear
+from lth_sparse.ops import plan
 
 
 def build() -> nn.Sequential:
@@ -76,10 +77,18 @@ def test_a_mask_that_is_not_two_of_four_is_refused_by_name_and_changes_nothing(s
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
 
 
-def test_the_planner_never_chooses_it_by_itself(seed: int) -> None:
-    for options in ({}, {"sample_input": inputs(), "measure": False}):
-        report = ls.sparsify_(build(), masks_of_half(), **options)  # type: ignore[arg-type]
-        assert "2:4" not in {row.layout for row in report}
+def test_the_planner_is_never_offered_it_unasked(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[tuple[str, ...]] = []
+
+    def choose(*_: Any, kinds: tuple[str, ...], **__: Any) -> plan.Choice:
+        offered.append(kinds)
+        return plan.Choice("dense", None, None, None, "")
+
+    monkeypatch.setattr(plan, "choose_layout", choose)
+    for options in ({}, {"sample_input": inputs()}, {"block": (2, 2), "cover": "zeros"}):
+        ls.sparsify_(build(), masks_of_half(), **options)  # type: ignore[arg-type]
+    assert len(offered) == 6
+    assert not any("2:4" in kinds for kinds in offered)
 
 
 def test_the_report_says_what_runs_and_what_it_weighs(seed: int) -> None:

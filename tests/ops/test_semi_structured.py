@@ -12,6 +12,7 @@ from emulated_semi import CuSparseLt, by_tiles, in_order, install
 from semi_cases import semi_mask, transposable_mask
 from torch import Tensor
 
+from lth_sparse.errors import BackendError
 from lth_sparse.formats import Layout, SemiStructured
 from lth_sparse.ops import backend_of, cuda_semi, functional, sparse_cores, use_backend
 from lth_sparse.ops.schemas import OPS
@@ -251,6 +252,20 @@ def test_a_buffer_that_is_not_understood_means_the_reference_and_a_warning(
     compressions = library.compressions
     step(x, layout.gather(weight), None, layout, upstream)  # says so once
     assert library.compressions == compressions
+
+
+@pytest.mark.usefixtures("seed")
+def test_the_first_step_is_refused_during_a_capture_and_later_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "cusparselt", CuSparseLt(in_order))
+    layout = SemiStructured.from_mask(semi_mask((32, 64), 1.0))
+    values, x = layout.gather(torch.randn(32, 64).half()), torch.randn(8, 64).half()
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(BackendError, match="layout: expected a step with this mask before"):
+            functional.linear(x, values, layout)
+    right = functional.linear(x, values, layout)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert torch.equal(functional.linear(x, values, layout), right)
 
 
 @pytest.mark.usefixtures("seed")
