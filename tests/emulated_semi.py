@@ -18,7 +18,7 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from lth_sparse.ops import cuda_semi
+from lth_sparse.ops import cuda_semi, cusparselt
 from lth_sparse.ops.schemas import OPS
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -104,7 +104,7 @@ def install(monkeypatch: pytest.MonkeyPatch, route: str | None, library: CuSpars
     for name, kernel in (("linear", cuda_semi._linear), ("linear_backward", cuda_semi._linear_backward)):
         monkeypatch.setattr(getattr(OPS["2:4"], name), "cpu", kernel)
     monkeypatch.setattr(cuda_semi, "product_of", lambda _: route)
-    monkeypatch.setattr(cuda_semi, "_packings", {})
+    monkeypatch.setattr(cusparselt, "_packings", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def unexpected(*_: Any, **__: Any) -> Tensor:
