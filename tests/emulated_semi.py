@@ -19,7 +19,9 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from lth_sparse.ops import cuda_semi, cusparselt
+from lth_sparse.ops.backend import kernel_or_reference
 from lth_sparse.ops.schemas import OPS
+from lth_sparse.ops.sparse_cores import SEMI_DTYPES
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -102,7 +104,8 @@ def by_tiles(count: int) -> Tensor:
 def install(monkeypatch: pytest.MonkeyPatch, route: str | None, library: CuSparseLt | None = None) -> None:
     """Let 2:4 linear layers on the CPU run the CUDA implementation over emulated products."""
     for name, kernel in (("linear", cuda_semi._linear), ("linear_backward", cuda_semi._linear_backward)):
-        monkeypatch.setattr(getattr(OPS["2:4"], name), "cpu", kernel)
+        full = f"linear_semi_structured{name.removeprefix('linear')}"
+        monkeypatch.setattr(getattr(OPS["2:4"], name), "cpu", kernel_or_reference(full, kernel, SEMI_DTYPES))
     monkeypatch.setattr(cuda_semi, "product_of", lambda _: route)
     monkeypatch.setattr(cusparselt, "_packings", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
