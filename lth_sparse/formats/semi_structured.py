@@ -159,9 +159,13 @@ def _choose_slots(groups: Tensor) -> Tensor:
     A group that lacks one takes column 2, or 3 where 2 is live; one that lacks both takes 2 and 3. Any would do. These
     are what torch's conversion takes for zeros, so that its metadata and this one are the same.
     """
-    filler = torch.tensor([0, 1, 3, 2], device=groups.device)
-    score = groups.to(torch.int64) * GROUP + filler
-    return score.topk(STORED, dim=2).indices.sort(dim=2).values
+    table = []
+    for pattern in range(1 << GROUP):
+        kept = [column for column in range(GROUP) if pattern >> column & 1]
+        table.append(sorted((kept + [column for column in (2, 3) if column not in kept])[:STORED]))
+    bits = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=groups.device)
+    patterns = (groups.to(torch.uint8) * bits).sum(2, dtype=torch.int64)
+    return torch.tensor(table, device=groups.device)[patterns]
 
 
 def _pack(slots: Tensor) -> Tensor:
