@@ -201,7 +201,7 @@ def convert(
     ticket: Annotated[Path, typer.Argument(help="A ticket file written by find or Ticket.save.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     to: Annotated[
-        str, typer.Option(help="dense: a state dict for the plain architecture; csr: values with their indices.")
+        str, typer.Option(help="dense: a state dict for the plain architecture; csr, 2:4: values with their indices.")
     ] = "dense",
     weights: Annotated[
         str, typer.Option(help="trained: as the level ended; initial: as the ticket starts training.")

@@ -39,7 +39,7 @@ class SparseModule(nn.Module):
         values: share this parameter instead of reading a new one from ``module`` (tied weights).
 
     Attributes:
-        values: Parameter ``[nnz]`` (CSR, dense) or ``[nblocks, r, c]`` (BSR).
+        values: Parameter ``[nnz]`` (CSR, dense), ``[nblocks, r, c]`` (BSR) or ``[rows, cols / 2]`` (2:4).
         bias: Parameter ``[out]`` or None. A bias is never pruned.
         activation: ``"relu"`` when the layer computes the ReLU behind it as well, see
             :func:`lth_sparse.nn.fuse_relu_`; else None. Its dense form is without.
@@ -88,7 +88,7 @@ class SparseModule(nn.Module):
         Args:
             module: a dense layer of exactly the matching class. A mask that torch's pruning tools put on it is
             honoured. mask: bool, shape of the weight, True where a weight is kept. Moved to the weight's device.
-            layout: ``"csr"``, ``"bsr"`` or ``"dense"``.
+            layout: ``"csr"``, ``"bsr"``, ``"dense"`` or ``"2:4"``.
             block, cover: see :func:`lth_sparse.formats.make_layout`.
 
         Raises:
@@ -179,7 +179,7 @@ class SparseModule(nn.Module):
         return self.dense_class(**geometry, bias=self.bias is not None, device="meta", dtype=self.values.dtype)
 
     def extra_repr(self) -> str:
-        block = f" {'x'.join(map(str, self.values.shape[1:]))}" if self.values.dim() > 1 else ""
+        block = f" {'x'.join(map(str, self.values.shape[1:]))}" if self.values.dim() == 3 else ""
         activation = f", activation={self.activation}" if self.activation else ""
         return f"{self._shell().extra_repr()}, density={self.density:.4g}, layout={self.layout.kind}{block}{activation}"
 

@@ -65,7 +65,7 @@ class Choice:
     """The layout chosen for a layer and why.
 
     Attributes:
-        kind: ``"csr"``, ``"bsr"`` or ``"dense"``.
+        kind: ``"csr"``, ``"bsr"`` or ``"dense"``; ``"2:4"`` only where it was asked for.
         block: block of a BSR layout, else None.
         speedup_forward: dense torch's forward time over ours; None when not measured.
         speedup_backward: the same for all gradients together.
@@ -133,7 +133,7 @@ def choose_layout(
 
 def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False) -> list[str]:
     """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
-    about = (weight.device, weight.dtype, weight.dim(), gradients)
+    about = (weight.device, weight.dtype, weight.dim(), gradients, tuple(weight.shape))
     return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lth_sparse.formats import BSR, CSR, Layout
+from lth_sparse.formats import BSR, CSR, Layout, SemiStructured
 
 __all__ = ["before_relu", "conv2d", "conv2d_backward", "layout_of", "linear", "linear_backward"]
 
@@ -22,8 +22,10 @@ def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: 
     """The layout object over index tensors that came through an operator call."""
     if kind == "csr":
         return CSR(tuple(shape), *index)
-    block = (int(values.shape[1]), int(values.shape[2]))
     # The count of live entries is not needed here, and counting would read the data.
+    if kind == "2:4":
+        return SemiStructured(tuple(shape), *index, live=-1)
+    block = (int(values.shape[1]), int(values.shape[2]))
     return BSR(tuple(shape), *index, block=block, live=-1)
 
 

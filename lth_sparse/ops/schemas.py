@@ -136,8 +136,8 @@ def _fake_gradients(
     return filled(grad, (dx, dvalues, grad.new_empty(rows) if wanted[2] else None))
 
 
-def _define(kind: str) -> OpSet:
-    """Define the four operators of one layout kind with their references."""
+def _define(kind: str, stem: str) -> OpSet:
+    """Define the four operators of one layout kind, named after ``stem``, with their references."""
     head = "Tensor values, Tensor? bias, Tensor[] index, int[] shape"
     tail = "Tensor x, Tensor values, Tensor[] index, int[] shape"
     conv = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -199,15 +199,15 @@ def _define(kind: str) -> OpSet:
 
     relu, last, three = "bool relu=False", "bool[] wanted, Tensor? activated=None", "(Tensor, Tensor, Tensor)"
     return OpSet(
-        define(f"linear_{kind}(Tensor x, {head}, {relu}) -> Tensor", reference=linear, fake=_fake_linear),
+        define(f"linear_{stem}(Tensor x, {head}, {relu}) -> Tensor", reference=linear, fake=_fake_linear),
         define(
-            f"linear_{kind}_backward(Tensor grad, {tail}, {last}) -> {three}",
+            f"linear_{stem}_backward(Tensor grad, {tail}, {last}) -> {three}",
             reference=linear_backward,
             fake=_fake_linear_backward,
         ),
-        define(f"conv2d_{kind}(Tensor x, {head}, {conv}, {relu}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
+        define(f"conv2d_{stem}(Tensor x, {head}, {conv}, {relu}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
         define(
-            f"conv2d_{kind}_backward(Tensor grad, {tail}, {conv}, {last}) -> {three}",
+            f"conv2d_{stem}_backward(Tensor grad, {tail}, {conv}, {last}) -> {three}",
             reference=conv2d_backward,
             fake=_fake_conv2d_backward,
         ),
@@ -215,7 +215,9 @@ def _define(kind: str) -> OpSet:
 
 
 #: Operators by layout kind. The dense layout needs none: it is torch's own product over a scattered weight.
-OPS: dict[str, OpSet] = {kind: _define(kind) for kind in ("csr", "bsr")}
+OPS: dict[str, OpSet] = {
+    kind: _define(kind, stem) for kind, stem in (("csr", "csr"), ("bsr", "bsr"), ("2:4", "semi_structured"))
+}
 
 
 def _expand(values: Tensor, bits: Tensor, rank: Tensor, numel: int) -> Tensor:
