@@ -9,7 +9,7 @@ VENV ?= .venv
 RUN ?= runs/lenet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-GPU_OUT ?= gpu
+GPU_OUT ?= runs/gpu
 GPU_MINUTES ?= 9.5
 GPU_PYTHON ?= $(BIN)/python
 
