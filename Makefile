@@ -10,7 +10,7 @@ RUN ?= runs/lenet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 GPU_OUT ?= runs/gpu
-GPU_MINUTES ?= 9.5
+GPU_MINUTES ?= 9
 GPU_PYTHON ?= $(BIN)/python
 
 BIN := $(VENV)/bin

@@ -1,6 +1,6 @@
 """The tests that need a GPU, the suite and its plots, within a number of minutes: what ``make gpu`` runs.
 
-    python -m lth_sparse.benchmarks.gpu.session --out FOLDER [--minutes 9.5] [-- arguments of pytest]
+    python -m lth_sparse.benchmarks.gpu.session --out FOLDER [--minutes 9] [-- arguments of pytest]
 
 Tests come first and get at most ``--test-minutes``; the suite gets what they leave. Failing tests, or tests cut short,
 cost no measurement. All that is printed is kept in FOLDER as tests.log and suite.log. Exit code 0 when both went well.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["main", "run"]
 
-MINUTES, TEST_MINUTES = 9.5, 4.0
+MINUTES, TEST_MINUTES = 9.0, 4.0
 #: What the suite may need after its time: the case under way, plots, the end.
 RESERVE = 0.75
 CUT_SHORT = 124
