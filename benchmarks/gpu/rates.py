@@ -163,7 +163,7 @@ def read_rate(clock: Clock, device: str) -> float:
     from .read_kernel import read
 
     source = torch.zeros(READ_BYTES // 4, device=device)
-    programs = 4 * torch.cuda.get_device_properties(0).multi_processor_count if device == "cuda" else 2
+    programs = 8 * torch.cuda.get_device_properties(0).multi_processor_count if device == "cuda" else 2
     sums: Tensor = torch.empty(programs, device=device)
     moved = 4 * READ_BLOCK * READ_ROUNDS * programs
     call = partial(read, source, sums, READ_ROUNDS, READ_BLOCK)
