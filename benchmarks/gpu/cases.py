@@ -51,7 +51,7 @@ class Case:
 
     Attributes:
         goal: key of ``GOALS``. label: its shape in a word.
-        layout: ``"bsr"``, ``"bsr channels_last"``, ``"csr"`` or ``"2:4"``.
+        layout: ``"bsr"``, ``"bsr channels_last"``, ``"csr"``, ``"2:4"``, or ``"dense"``, compact values and a bitmap.
         block: of BSR, else None. density: share of blocks (or weights) kept.
         modes: forward, dx, dw (one gradient alone), step (forward and all gradients); "memory" of memory.
         peers: besides dense torch; see ``layers``.
@@ -175,11 +175,11 @@ def _g8() -> Iterable[Case]:
 def _g9() -> Iterable[Case]:
     for dtype in ("float16", "bfloat16"):
         for m in (1, 8, 4):
-            for density in (0.1, 0.5) if dtype == "float16" else (0.1,):
-                yield Case(
-                    "G9", "linear", f"llama-up-m{m}", (m, 14336, 4096), density, layout="csr", dtype=dtype,
-                    peers=("torch CSR",),
-                )  # fmt: skip
+            for density in (0.5, 0.1) if dtype == "float16" else (0.1,):
+                for layout in ("dense", "csr"):
+                    peers = ("torch CSR",) if layout == "csr" else ()
+                    size = (m, 14336, 4096)
+                    yield Case("G9", "linear", f"llama-up-m{m}", size, density, layout=layout, dtype=dtype, peers=peers)
     for density in (0.1, 0.05, 0.2):
         yield Case(
             "G9", "linear", "square", (4096, 4096, 4096), density, layout="csr", dtype="float32", modes=BOTH,

@@ -8,7 +8,7 @@ nothing is measured then and no cache is looked at, so the same mask gets the sa
 search for a ticket uses, which has to resume bit for bit. Only measured choices carry speed-ups.
 
 On a GPU no such density was measured yet. Without a sample a layer stays dense there, unless its blocks are so few that
-the limits derived from the hardware's rates (``GPU_BREAK_EVEN``) leave no doubt.
+the limits derived from the hardware's rates (``GPU_BLOCK_BREAK_EVEN``) leave no doubt.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.95, 1 << 18: 0.7}
 #: The same on GPUs: the side of a square block -> density below which 16-bit block products should win. Derived, not
 #: measured: blocks break even with cuBLAS on a Hopper GPU at .10, .18, .30 and .45 if L2 delivers 5.5 TB/s, the lowest
 #: that is thought possible, and a kernel that reaches 60% of its ceiling at 0.6 times that.
-GPU_BREAK_EVEN = {16: 0.06, 32: 0.108, 64: 0.18, 128: 0.27}
+GPU_BLOCK_BREAK_EVEN = {16: 0.06, 32: 0.108, 64: 0.18, 128: 0.27}
 
 #: Reading inputs and writing outputs bounds the speed-up of a layer on a GPU at its weights over its inputs and outputs
 #: together, over this (derived: 790 TFLOP/s of 16-bit products over 4.3 TB/s); blocks need a bound of so much.
@@ -201,14 +201,14 @@ def _by_limits(
 
 
 def gpu_break_even(weight: Tensor, block: tuple[int, int]) -> float:
-    """Density below which blocks are taken on a GPU unmeasured: ``GPU_BREAK_EVEN`` of the block's smaller side (of the
-    power of two below it), or 0 for a layer that is small, narrow or no product at all."""
+    """Density below which blocks are taken on a GPU unmeasured: ``GPU_BLOCK_BREAK_EVEN`` of the block's smaller side (of
+    the power of two below it), or 0 for a layer that is small, narrow or no product at all."""
     rows, inputs = weight.shape[:2]  # what an output position writes and reads
     if weight.dim() > 2 and (weight.shape[1] < GPU_LEAST_CHANNELS or math.prod(weight.shape[2:]) == 1):
         return 0.0  # 1x1 convolutions move activations more than they multiply
     if weight.numel() <= GPU_LEAST_BOUND * GPU_OUTPUT_BOUND * (rows + inputs):
         return 0.0
-    return max((even for side, even in GPU_BREAK_EVEN.items() if side <= min(block)), default=0.0)
+    return max((even for side, even in GPU_BLOCK_BREAK_EVEN.items() if side <= min(block)), default=0.0)
 
 
 def _by_sample(

@@ -139,6 +139,19 @@ def test_the_reference_is_never_timed() -> None:
     assert all(row["status"] == "ok" for row in rows if row["provider"] != "ours")
 
 
+def test_the_dense_layout_counts_where_a_kernel_reads_its_bitmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(LINEAR, layout="dense", block=None, modes=("forward",))
+    (ours,) = (row for row in rows_of(case) if row["provider"] == "ours")
+    assert ours["status"].endswith("torch's dense product would run")
+
+    def backend_of(kind: str, device: str, dtype: object, dims: int, gradients: bool, tokens: int | None = None) -> str:
+        return "cuda-triton" if tokens == 9 else "torch"
+
+    monkeypatch.setattr(layers, "backend_of", backend_of)
+    (ours,) = (row for row in rows_of(case) if row["provider"] == "ours")
+    assert (ours["status"], ours["backend"]) == ("ok", "cuda-triton")
+
+
 def test_layouts_of_other_versions_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "LAYOUTS", {})
     with pytest.raises(Skip, match="no layout 'csr'"):
