@@ -206,7 +206,8 @@ class Layer:
     def truth(self) -> list[Tensor]:
         """Output and, if a mode asks for them, gradients by masked dense float64; computed once."""
         if self._truth is None:
-            leaves = [tensor.double().requires_grad_(self.gradients) for tensor in (self.x, self.weight, self.bias)]
+            doubles = [tensor.double().contiguous() for tensor in (self.x, self.weight, self.bias)]
+            leaves = [tensor.requires_grad_(self.gradients) for tensor in doubles]
             with unsearched():
                 y = self._dense(*leaves)
                 self._truth = [y.detach()]

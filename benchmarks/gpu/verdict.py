@@ -48,6 +48,9 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         if not any(row["goal"] == goal for row in rows):
             continue
         met = [reached for _, reached in figures]
+        if wrong := [row for row in rows if row["goal"] == goal and str(row["status"]).startswith("wrong")]:
+            figures.append((f"{len(wrong)} rows are wrong", False))
+            met.append(False)
         state = "missed" if False in met else "open" if None in met or not met else "met"
         found.append(f"{goal} {state}: {words}. " + "; ".join(text for text, _ in figures))
     return found

@@ -201,8 +201,8 @@ def _by_limits(
 
 
 def gpu_break_even(weight: Tensor, block: tuple[int, int]) -> float:
-    """Density below which blocks are taken on a GPU unmeasured: ``GPU_BLOCK_BREAK_EVEN`` of the block's smaller side (of
-    the power of two below it), or 0 for a layer that is small, narrow or no product at all."""
+    """Density below which blocks are taken on a GPU unmeasured: that of the block's smaller side in
+    ``GPU_BLOCK_BREAK_EVEN`` (of the side below it), or 0 for a layer that is small, narrow or a 1x1 convolution."""
     rows, inputs = weight.shape[:2]  # what an output position writes and reads
     if weight.dim() > 2 and (weight.shape[1] < GPU_LEAST_CHANNELS or math.prod(weight.shape[2:]) == 1):
         return 0.0  # 1x1 convolutions move activations more than they multiply

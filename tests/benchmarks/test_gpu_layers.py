@@ -300,7 +300,7 @@ def test_the_smallest_case_of_each_operator_runs_on_a_device(op: str) -> None:
 
     case = next(case for case in CASES if case.op == op and case.block)
     sizes = {"mlp": (64, 128, 256), "decode": (1, 1, 256, 512), "conv": (2, 128, 128, 8, 3)}
-    case = replace(case, size=sizes.get(op, (64, 256, 256)), layout="bsr", block=(32, 32))
+    case = replace(case, size=sizes.get(op, (64, 256, 256)), layout="bsr", block=(32, 32), peers=())
     rows = list(measure_case(case, "cuda", DeviceClock(), RATES, lambda *_: None, seconds=0.0))
     assert {row["provider"] for row in rows} & {"ours", "planner"}
     assert [row for row in rows if not row["status"].startswith(("ok", "skipped"))] == []

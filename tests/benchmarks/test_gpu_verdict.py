@@ -71,6 +71,14 @@ def test_an_inexact_float32_layer_misses_its_goal() -> None:
     assert verdict(met("G7", error_ratio=3.0))[0].startswith("G7 missed")
 
 
+def test_wrong_rows_meet_no_goal() -> None:
+    rows = met("G4")
+    rows.append(row(of("G4")[0], mode="step", status="wrong: error 1, dense torch 0"))
+    (line,) = verdict(rows)
+    assert line.startswith("G4 missed")
+    assert line.endswith("1 rows are wrong")
+
+
 def test_every_goal_for_ratios_has_its_cases() -> None:
     for goal, mode, words, _ in RATIOS:
         assert any(fits(words, case.name) and mode in case.modes for case in of(goal)), (goal, words, mode)

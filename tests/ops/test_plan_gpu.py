@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lth_sparse.errors import ArgumentError
-from lth_sparse.ops import cost, plan, plan_cache
+from lth_sparse.ops import backend_of, cost, plan, plan_cache
 from lth_sparse.ops.measure import Timing
 from lth_sparse.ops.plan import choose_layout, gpu_break_even, predict
 
@@ -33,10 +33,10 @@ def blocks(shape: tuple[int, ...], side: int, share: float) -> torch.Tensor:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with Triton kernels for blocks and for single weights."""
 
-    def backend_of(kind: str, *_: object) -> str:
+    def fast(kind: str, *_: object) -> str:
         return "torch" if kind == "dense" else "cuda-triton"
 
-    monkeypatch.setattr(plan, "backend_of", backend_of)
+    monkeypatch.setattr(plan, "backend_of", fast)
 
 
 def choose(shape: tuple[int, ...], side: int, share: float, **options: Any) -> plan.Choice:
@@ -143,7 +143,7 @@ def test_other_kernels_make_other_times_of_a_gpu(tmp_path: Any, monkeypatch: pyt
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_layer_on_a_gpu_is_measured_there(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # real kernels
+    monkeypatch.setattr(plan, "backend_of", backend_of)  # the real one
     mask = blocks((256, 256), 32, 0.2).cuda()
     weight = torch.randn(256, 256, device="cuda", dtype=dtype)
     sample = torch.randn(512, 256, device="cuda", dtype=dtype)
