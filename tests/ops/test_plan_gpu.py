@@ -33,7 +33,7 @@ def blocks(shape: tuple[int, ...], side: int, share: float) -> torch.Tensor:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with Triton kernels for blocks and for single weights."""
 
-    def fast(kind: str, *_: object) -> str:
+    def fast(kind: str, *_: object, **__: object) -> str:
         return "torch" if kind == "dense" else "cuda-triton"
 
     monkeypatch.setattr(plan, "backend_of", fast)
