@@ -43,12 +43,12 @@ class Skip(Exception):
     """What a provider cannot do here, in words: no failure."""
 
 
-def mask_for(case: Case, seed: int = 0) -> Tensor:
-    """The case's random mask, on the CPU: exact counts of blocks or weights, or 2 of each 4 in a row."""
+def mask_for(case: Case, seed: int = 0, device: str = "cpu") -> Tensor:
+    """The case's random mask: exact counts of blocks or weights, or 2 of each 4 in a row."""
     _, out, columns = case.products
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     if case.layout == "2:4":
-        order = torch.rand(out, columns // 4, 4, generator=generator).argsort(2)
+        order = torch.rand(out, columns // 4, 4, generator=generator, device=device).argsort(2)
         return (order < 2).view(out, columns)
     mask = random_mask((out, columns), case.density, case.block, generator)
     if not case.is_conv:
@@ -106,7 +106,7 @@ class Layer:
     def __init__(self, case: Case, device: str) -> None:
         self.case, self.device = case, device
         options: Any = {"device": device, "dtype": getattr(torch, case.dtype)}
-        self.mask = mask_for(case).to(device)
+        self.mask = mask_for(case, device=device)
         _, out, columns = case.products
         live = max(case.density * columns, 1.0)
         self.weight = torch.randn(self.mask.shape, **options) * self.mask / live**0.5

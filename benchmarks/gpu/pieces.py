@@ -49,7 +49,7 @@ class Block:
         self.x, self.grad = (torch.randn(tokens, features, **options) for _ in range(2))
         dense = MLP(features, inner, **options)
         self.masks = {
-            name: mask_for(replace(case, op="linear", size=(tokens, *shape)), seed).to(device)
+            name: mask_for(replace(case, op="linear", size=(tokens, *shape)), seed, device)
             for seed, (name, shape) in enumerate({"up": (inner, features), "down": (features, inner)}.items())
         }
         with torch.no_grad():
@@ -115,7 +115,7 @@ class Stack:
         self.inputs = {width: torch.randn(tokens, width, **options) for width in {features, inner}}
         self.layers: list[tuple[Tensor, Tensor]] = []  # mask and masked weight
         for seed, shape in enumerate(shapes * blocks):
-            mask = mask_for(replace(case, op="linear", size=(tokens, *shape)), seed % len(shapes)).to(device)
+            mask = mask_for(replace(case, op="linear", size=(tokens, *shape)), seed % len(shapes), device)
             self.layers.append((mask, torch.randn(shape, **options) * mask / shape[1] ** 0.5))
 
     def providers(self, mode: str) -> tuple[str, ...]:
@@ -197,7 +197,7 @@ def memory_bytes(case: Case, device: str, allocated: Callable[[], int] | None = 
         allocated = torch.cuda.memory_allocated
     tokens, _, columns = case.size
     options: Any = {"device": device, "dtype": getattr(torch, case.dtype)}
-    mask = mask_for(case).to(device)
+    mask = mask_for(case, device=device)
     backend_for(case, layout_for(case, mask), device, gradients=True)
     found: dict[str, int] = {}
     for provider in ("dense", "ours"):

@@ -306,7 +306,7 @@ def test_a_model_on_a_gpu_is_never_left_to_the_cost_model(monkeypatch: pytest.Mo
 
 def test_where_only_blocks_have_a_kernel_the_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        planning.choices, "backend_of", lambda kind, *_: "cuda-triton" if kind == "bsr" else "reference"
+        planning.choices, "backend_of", lambda kind, *_, **__: "cuda-triton" if kind == "bsr" else "reference"
     )
     table = planning.plan(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
     assert table.layers[0].note.endswith("but for blocks, which block=(rows, cols) plans for")
