@@ -238,6 +238,7 @@ def plan(
     predict: Annotated[
         bool, typer.Option("--predict", help="Ask the cost model instead of timing this network's layers.")
     ] = False,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda or cuda:N.")] = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures to this file.", show_default=False)
     ] = None,
@@ -252,6 +253,7 @@ def plan(
         block=block,
         threads=threads,
         predict=predict,
+        device=device,
         json_file=json_file,
     )
 
