@@ -60,7 +60,18 @@ class Dense(Layout):
 
     def gather(self, dense: Tensor) -> Tensor:
         self.check_dense(dense)
-        return dense.reshape(-1) if self.live == self.numel else dense[self.mask()]
+        flat = dense.reshape(-1)
+        return flat if self.live == self.numel else flat.index_select(0, self.flat_positions())
+
+    def flat_positions(self) -> Tensor:
+        """``[live]`` int64 positions of the live weights in the flattened dense tensor, ascending."""
+        flat = _unpack(self.bits, self.numel)
+        if flat.device.type == "cpu":
+            return flat.nonzero().view(-1)
+        # A device would be waited for to know how many there are. Pruned weights share one entry too many.
+        entry = torch.where(flat, flat.cumsum(0) - 1, self.live)
+        positions = entry.new_zeros(self.live + 1)
+        return positions.scatter_(0, entry, torch.arange(self.numel, device=flat.device))[: self.live]
 
     def scatter(self, values: Tensor) -> Tensor:
         self.check_values(values)
