@@ -66,12 +66,7 @@ class Dense(Layout):
     def flat_positions(self) -> Tensor:
         """``[live]`` int64 positions of the live weights in the flattened dense tensor, ascending."""
         flat = _unpack(self.bits, self.numel)
-        if flat.device.type == "cpu":
-            return flat.nonzero().view(-1)
-        # A device would be waited for to know how many there are. Pruned weights share one entry too many.
-        entry = torch.where(flat, flat.cumsum(0) - 1, self.live)
-        positions = entry.new_zeros(self.live + 1)
-        return positions.scatter_(0, entry, torch.arange(self.numel, device=flat.device))[: self.live]
+        return flat.nonzero().view(-1) if flat.device.type == "cpu" else _static_nonzero(flat, self.live)
 
     def scatter(self, values: Tensor) -> Tensor:
         self.check_values(values)
@@ -97,6 +92,14 @@ class Dense(Layout):
             raise ArgumentError(expected("rank", "the running count of set bits", "other numbers"))
         if self.live != int(flat.sum()):
             raise ArgumentError(expected("live", f"{int(flat.sum())}, the number of set bits", self.live))
+
+
+def _static_nonzero(flat: Tensor, live: int) -> Tensor:
+    """Positions of the ``live`` True entries of a bool vector, without waiting for a device to count them."""
+    # A scatter in which all False entries share one place too many. masked_fill, as `where` would copy a scalar over.
+    place = (flat.cumsum(0) - 1).masked_fill_(~flat, live)
+    positions = place.new_zeros(live + 1)
+    return positions.scatter_(0, place, torch.arange(flat.numel(), device=flat.device))[:live]
 
 
 def _pack(flat: Tensor) -> Tensor:
