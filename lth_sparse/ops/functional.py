@@ -16,6 +16,7 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
 from lth_sparse.ops.backend import FORWARD_DTYPES
+from lth_sparse.ops.library import autocasts
 from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
 from lth_sparse.ops.strides import feature_major
@@ -222,7 +223,7 @@ def _activation(name: str) -> str:
 def _under_autocast(x: Tensor, values: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Floating tensors in the dtype that autocast wants of a product, see :func:`linear`; as they are outside of it."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not autocasts(device):
         return x, values, bias
     dtype = torch.get_autocast_dtype(device)
     keeps = values.dtype == torch.float64

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["NAMESPACE", "REFERENCES", "Operator", "define", "implement", "is_plain"]
+__all__ = ["NAMESPACE", "REFERENCES", "Operator", "autocasts", "define", "implement", "is_plain"]
 
 NAMESPACE = "lth_sparse"
 
@@ -58,6 +58,11 @@ def is_plain(tensor: Tensor) -> bool:
         and not _jit_traces()
         and not _profiler_enabled()
     )
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for tensors of this device type; for the meta device it cannot be."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 class Operator:

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.formats import BSR, CSR, Layout
+from lth_sparse.ops.library import autocasts
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,7 +44,7 @@ def activate(y: Tensor, activation: str) -> Tensor:
         return y
     if activation in ("relu", "silu"):
         return F.relu(y) if activation == "relu" else F.silu(y)
-    return F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return F.gelu(y, approximate=_approximation(activation))
 
 
 def activate_(y: Tensor, activation: str) -> Tensor:
@@ -51,8 +53,15 @@ def activate_(y: Tensor, activation: str) -> Tensor:
         return y
     if activation in ("relu", "silu"):
         return y.relu_() if activation == "relu" else F.silu(y, inplace=True)
-    result: Tensor = torch.ops.aten.gelu_(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    result: Tensor = torch.ops.aten.gelu_(y, approximate=_approximation(activation))
     return result
+
+
+def _approximation(activation: str) -> str:
+    """torch's name of it."""
+    if activation not in ("gelu", "gelu_tanh"):
+        raise ArgumentError(expected("activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation)))
+    return "tanh" if activation == "gelu_tanh" else "none"
 
 
 def _in_given_dtype(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -61,7 +70,7 @@ def _in_given_dtype(function: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(function)
     def run(first: Tensor, *rest: Any) -> Result:
         device = first.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not autocasts(device):
             return function(first, *rest)
         with torch.autocast(device, enabled=False):
             return function(first, *rest)

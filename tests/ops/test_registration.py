@@ -55,6 +55,17 @@ def test_opcheck_linear(kind: str) -> None:
         torch.library.opcheck(OPS[kind].linear_backward.overload, arguments, test_utils=CHECKS)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_operators_refuse_unknown_activations(kind: str) -> None:
+    layout, x, values, bias = linear_case(kind)
+    arguments = (x, values, bias, list(layout.index), list(layout.shape), "tanh")
+    for backend in ("auto", "reference"):
+        with use_backend(backend), pytest.raises(ArgumentError, match="activation: expected one of none, relu, gelu"):
+            OPS[kind].linear(*arguments)
+    with pytest.raises(RuntimeError, match="activation: expected one of none, relu, gelu"):
+        OPS[kind].linear(*(t.to("meta") if isinstance(t, Tensor) else t for t in arguments))
+
+
 @pytest.mark.usefixtures("seed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck_conv2d(kind: str) -> None:
