@@ -94,11 +94,6 @@ class BSR(Layout):
         live = int(index[-1].sum()) if index[-1].numel() else index[1].shape[0] * self.block[0] * self.block[1]
         return BSR(self.shape, *index, block=self.block, live=live)
 
-    def to(self, device: torch.device | str) -> BSR:
-        if self.device == torch.device(device):
-            return self
-        return BSR(self.shape, *(tensor.to(device) for tensor in self.index), block=self.block, live=self.live)
-
     @property
     def nnz(self) -> int:
         return self.live

@@ -16,7 +16,7 @@ from lth_sparse.kernels import bsr_conv, bsr_conv_backward, bsr_linear, launch
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.reference import before_relu
+from lth_sparse.ops.reference import activate_, before_relu
 from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
 __all__: list[str] = []
@@ -60,7 +60,7 @@ def _live(values: Tensor, value_mask: Tensor) -> Tensor:
 
 
 def _linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     crow, col, _, _, _, value_mask = index
     block = (values.shape[1], values.shape[2])
@@ -68,7 +68,7 @@ def _linear(
     with torch.cuda.device_of(x):
         y = bsr_linear.forward(x, _live(values, value_mask), bias, crow, col, shape[0], _tile("forward", x, block))
         y = kept_format(y, x)
-    return y.relu_() if relu else y
+    return activate_(y, activation)
 
 
 def _linear_backward(
@@ -96,7 +96,7 @@ def _linear_backward(
             mask = value_mask if value_mask.numel() else None
             dvalues = bsr_linear.weight_gradient(grad, x, block, mask, crow, col, tile, splits)
         if wanted[2]:
-            dbias = grad.sum(0)
+            dbias = grad.sum(0, dtype=grad.dtype)  # autocast returns float32 unless told
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
@@ -116,7 +116,7 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     crow, col, _, _, _, value_mask = index
     block = (values.shape[1], values.shape[2])
@@ -127,7 +127,7 @@ def _conv2d(
         y = empty_activations(x, size, is_feature_major(x))
         tile = _tile("conv_forward", y, block)
         bsr_conv.forward(x, _live(values, value_mask), bias, crow, col, y, conv, tile)
-    return y.relu_() if relu else y
+    return activate_(y, activation)
 
 
 def _conv2d_backward(
@@ -160,7 +160,7 @@ def _conv2d_backward(
             mask = value_mask if value_mask.numel() else None
             dvalues = bsr_conv_backward.weight_gradient(grad, x, block, mask, crow, col, conv, tile, splits)
         if wanted[2]:
-            dbias = grad.sum((0, 2, 3))
+            dbias = grad.sum((0, 2, 3), dtype=grad.dtype)
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
