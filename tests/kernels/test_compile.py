@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from kernel_gate import DEVICES, compile_fold, compile_one, faults
+from kernel_gate import DEVICES, SMALL_KERNELS, compile_one, compile_small, faults
 
+from lth_sparse.kernels.bsr_linear import PIPELINES_DESCRIPTORS
 from lth_sparse.kernels.launch import CONV_PRODUCTS, PRODUCTS, Problem, heuristic
 
 
@@ -32,6 +33,39 @@ def test_shipped_configurations_compile_as_intended(
     if device not in DEVICES:
         pytest.skip(f"this Triton cannot compile for {device} alone")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens))) == []
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "block", "memory", "extent"),
+    [
+        ("sm_90", "bfloat16", (64, 64), "contiguous", "full"),
+        ("sm_90", "float32", (16, 16), "feature_major", "plain"),
+        ("sm_80", "float16", (32, 32), "contiguous", "full"),
+        ("sm_86", "bfloat16", (128, 128), "contiguous", "full"),
+        ("gfx942", "float16", (64, 64), "feature_major", "full"),
+    ],
+)
+def test_products_with_all_beside_them_and_in_other_memory_compile_as_intended(
+    device: str, dtype: str, block: tuple[int, int], memory: str, extent: str, product: str
+) -> None:
+    if device not in DEVICES:
+        pytest.skip(f"this Triton cannot compile for {device} alone")
+    assert faults(compile_one(device, Problem(product, dtype, block, 4096), memory=memory, extent=extent)) == []
+
+
+@pytest.mark.skipif(not PIPELINES_DESCRIPTORS, reason="this Triton makes poor kernels of them")
+@pytest.mark.parametrize("product", PRODUCTS[:2])
+@pytest.mark.parametrize(("block", "tokens", "extent"), [((64, 64), 4096, "full"), ((128, 128), 1, "plain")])
+def test_tiles_by_descriptor_compile_as_intended(
+    block: tuple[int, int], tokens: int, extent: str, product: str
+) -> None:
+    problem = Problem(product, "bfloat16", block, tokens, tma=True)
+    assert heuristic(DEVICES["sm_90"][1], problem).tma
+    one = compile_one("sm_90", problem, extent=extent)
+    assert faults(one) == []
+    assert one.bulk >= 4
+    assert not heuristic(DEVICES["sm_80"][1], problem).tma
 
 
 @pytest.mark.parametrize("product", CONV_PRODUCTS)
@@ -57,10 +91,10 @@ def test_shipped_convolutions_compile_as_intended(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("memory", ["contiguous", "feature_major"])
-def test_folding_does_not_spill(memory: str, device: str) -> None:
-    registers, spills = compile_fold(device, "bfloat16", memory)
-    assert registers <= 64
+@pytest.mark.parametrize("kind", SMALL_KERNELS)
+def test_kernels_that_only_add_up_do_not_spill(kind: str, device: str) -> None:
+    registers, spills = compile_small(device, kind, "bfloat16")
+    assert registers <= 128
     assert not spills
 
 
