@@ -175,7 +175,8 @@ def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
     third = tile.block_m if gathers else tile.block_n
     step = tile.block_m + tile.block_n
     stages = max(halves * tile.num_stages * step // (step + third), min(tile.num_stages, 6 if gathers else 3))
-    # two is what AMD's pipeline has
+    # an odd stage of a gather holds indices alone, and two is what AMD's pipeline has
+    stages = stages - stages % 2 if gathers else stages
     stages = stages if tile.num_stages > 2 else tile.num_stages
     return replace(tile, block_k=tile.block_k // halves, num_warps=warps, num_stages=stages)
 
