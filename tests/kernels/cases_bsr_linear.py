@@ -164,6 +164,12 @@ def test_gradients_of_divided_rows_in_front_of_a_relu(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
+def test_divided_rows_in_feature_major() -> None:
+    case = skewed(torch.float32, m=5)
+    check(case.forward(feature_major(case.x.to(DEVICE))), case.truth("forward"))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
 def test_one_divided_row() -> None:
     """The only row with blocks, in as many parts as its 40 blocks of 64 positions allow."""
     mask = torch.zeros(64, 64 * 40, dtype=torch.bool)
