@@ -37,9 +37,10 @@ from lth_sparse.kernels.bsr_linear_backward import (
     wide,
 )
 from lth_sparse.kernels.epilogue import activate
-from lth_sparse.kernels.launch import Tile, beside_relu, cdiv, padded
+from lth_sparse.kernels.launch import Tile, beside_relu, cdiv, padded, without_runs
 
-__all__ = ["REDUCE_BLOCK", "allows_tma", "combine_kernel", "forward", "gather_kernel", "input_gradient",
+__all__ = ["REDUCE_BLOCK", "allows_tma", "combine_kernel", "forward", "gather_kernel", "has_runs",
+           "input_gradient",
            "prefers_tma", "reduce_kernel", "weight_gradient", "weight_gradient_programs"]  # fmt: skip
 
 #: Elements of a tile that one program of ``combine_kernel`` adds up.
@@ -199,6 +200,20 @@ def prefers_tma(x: Tensor, block: tuple[int, int], nblocks: int) -> bool:
     return PIPELINES_DESCRIPTORS and allows_tma(x, block, nblocks)
 
 
+def has_runs(x: Tensor, red: int) -> bool:
+    """Whether Triton is sure to copy tiles of ``x`` asynchronously, which takes four aligned bytes side by side.
+
+    It knows of a size or stride that 16 divides it, that it is 1, or nothing; and masks must hold for whole runs.
+    """
+    if x.element_size() >= 4:
+        return True
+    (m_size, red_size), (row, column) = x.shape, x.stride()
+    if x.data_ptr() % 16 or red < 2 or red != padded(red, 1):
+        return False
+    in_rows = column == 1 and row % 16 == 0 and (red_size % red == 0 or red_size % 16 == 0)
+    return in_rows or (row == 1 and column % 16 == 0 and m_size % 16 == 0)
+
+
 def _gather(
     x: Tensor,
     activated: Tensor | None,
@@ -224,6 +239,8 @@ def _gather(
         return y
     if activated is not None:
         tile = beside_relu(tile, gathers=True)
+    if not (transposed or tile.tma or has_runs(x, red)):
+        tile = without_runs(tile)
     (m_size, size), items, divided = y.shape, work.shape[0], splits.shape[0]
     slots = items - cdiv(size, out) + divided
     parts = x.new_empty(slots, m_size, out_p, dtype=torch.float32) if divided else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 __all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv", "heuristic",
-           "padded", "read_table", "select", "splits_for"]  # fmt: skip
+           "padded", "read_table", "select", "splits_for", "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
@@ -126,7 +126,8 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     # An accumulator of 64 registers a thread at most; 32 where three TF32 products need their operands in registers.
     warps = 8 if block_m * block_n * size > 128 * 64 * 2 else 4
     bytes_of_step = (block_m + block_n) * block_k * size
-    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, device.shared // bytes_of_step))
+    room = device.shared - 32 * block_k  # the indices of all stages have their own
+    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, room // bytes_of_step))
     tma = problem.tma and gathers and device.arch // 10 == 9 and not device.hip and problem.sides[1] % block_k == 0
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem), tma)
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
@@ -179,6 +180,14 @@ def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
     stages = stages - stages % 2 if gathers else stages
     stages = stages if tile.num_stages > 2 else tile.num_stages
     return replace(tile, block_k=tile.block_k // halves, num_warps=warps, num_stages=stages)
+
+
+def without_runs(tile: Tile) -> Tile:
+    """``tile`` for a forward gather whose activations Triton cannot copy asynchronously.
+
+    The values alone are then pipelined, and they wait for no index: every stage is a buffer of theirs.
+    """
+    return replace(tile, num_stages=max(tile.num_stages // 2, 2))
 
 
 def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:

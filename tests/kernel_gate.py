@@ -35,6 +35,7 @@ from lth_sparse.kernels.launch import (
     heuristic,
     padded,
     precision_of,
+    without_runs,
 )
 
 #: Name, compiler target, device: the shared memory is what one program may use, from the vendors' manuals.
@@ -134,13 +135,15 @@ def compile_one(
     if extent == "full" and problem.product in PRODUCTS[1:]:
         tile = beside_relu(tile, gathers=problem.product == "input_gradient")
     conv = problem.product in CONV_PRODUCTS
+    if memory == "ragged" and problem.product == "forward" and DTYPES[problem.dtype] == 2:
+        tile = without_runs(tile)
     if conv:
         kernel, signature, constants = conv_arguments(problem, tile, memory)
     else:
         kernel, signature, constants = arguments(problem, tile, memory, extent)
     # Sizes and strides that 16 divides and pointers that are aligned: what a launch on an ordinary layer specialises.
     # Images are no such sizes, and rows of a contiguous image no such strides.
-    ragged = IMAGE[memory] if conv else ()
+    ragged = IMAGE[memory] if conv else ("x_m", "red_size") * (memory == "ragged")
     plain = {arg for arg in kernel.arg_names if signature[arg] != "constexpr" and "desc" not in signature[arg]}
     given = [(index,) for index, arg in enumerate(kernel.arg_names) if arg in plain.difference(ragged)]
     whole = {where: [["tt.divisibility", 16]] for where in given}

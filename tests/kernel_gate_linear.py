@@ -21,7 +21,7 @@ def arguments(
     """The kernel of a product, its signature and its constants, as a launch gives them.
 
     Args:
-        memory: of the activations, "contiguous" or "feature_major".
+        memory: of the activations, "contiguous", "feature_major", or "ragged": contiguous, of an odd width.
         extent: one of ``EXTENTS``.
     """
     full, element = extent == "full", SHORT[problem.dtype]
@@ -37,7 +37,7 @@ def arguments(
         kernel = bsr_linear_backward.scatter_kernel
         constants |= {"R": r, "R_P": padded(r), "C": c, "C_P": padded(c, 1), "SEARCH": 256}
         absent = () if full else ("activated", "value_mask", "bias_target")
-        units = ("grad_n", "a_n", "x_k") if memory == "contiguous" else ("grad_m", "a_m", "x_m")
+        units = ("grad_n", "a_n", "x_k") if memory != "feature_major" else ("grad_m", "a_m", "x_m")
     else:
         kernel = bsr_linear.gather_kernel
         transposed = problem.product == "input_gradient"
@@ -47,7 +47,7 @@ def arguments(
         constants |= {"ACTIVATION": "gelu" if full and not transposed else "none", "TMA": tile.tma}
         absent = ("bias",) if transposed else ("perm", "activated")
         absent += () if full else ("parts", "activated")
-        units = ("x_red", "a_red", "y_out") if memory == "contiguous" else ("x_m", "a_m", "y_m")
+        units = ("x_red", "a_red", "y_out") if memory != "feature_major" else ("x_m", "a_m", "y_m")
         if tile.tma:
             rows = f"tensordesc<{element}[{tile.block_m}, {tile.block_k}]>"
             sides = (tile.block_k, tile.block_n) if transposed else (tile.block_n, tile.block_k)

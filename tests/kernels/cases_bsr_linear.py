@@ -273,6 +273,20 @@ def test_strides_are_free(kind: str) -> None:
         check(case.weight_gradient(grad, x, activated=layer), case.truth("weight_gradient", activated))
 
 
+def test_runs_are_what_triton_can_be_sure_of() -> None:
+    wide = torch.zeros(32, 64, dtype=torch.float16, device=DEVICE)
+    assert bsr_linear.has_runs(wide, 16)
+    assert bsr_linear.has_runs(wide.t(), 16)
+    assert bsr_linear.has_runs(wide[:, :40], 8)
+    assert bsr_linear.has_runs(wide[:1], 16)
+    for x, red in (
+        (wide, 1), (wide, 12), (wide[:, 1:], 16), (wide[:, :41], 16), (wide[:, :41].contiguous(), 16),
+        (wide[:, ::2], 16), (wide.t()[:9], 16), (wide[:, :1].t(), 16),
+    ):  # fmt: skip
+        assert not bsr_linear.has_runs(x, red)
+        assert bsr_linear.has_runs(x.float(), red)
+
+
 @pytest.mark.usefixtures("seed", "poison_empty")
 def test_a_gradient_of_stride_zero() -> None:
     case = Case(19, 37, 45, (16, 16), torch.float32)

@@ -52,6 +52,15 @@ def test_products_with_all_beside_them_and_in_other_memory_compile_as_intended(
     assert faults(compile_one(device, Problem(product, dtype, block, 4096), memory=memory, extent=extent)) == []
 
 
+@pytest.mark.parametrize("tokens", [1, 4096])
+@pytest.mark.parametrize("device", ["sm_86", "sm_90"])
+def test_rows_of_an_odd_width_fit_into_shared_memory(device: str, tokens: int) -> None:
+    """Their elements are loaded one by one, and what is left of the pipeline has other buffers."""
+    one = compile_one(device, Problem("forward", "float16", (128, 128), tokens), memory="ragged")
+    assert not one.spills
+    assert one.shared <= DEVICES[device][1].shared
+
+
 @pytest.mark.skipif(not PIPELINES_DESCRIPTORS, reason="this Triton makes poor kernels of them")
 @pytest.mark.parametrize(
     ("product", "block", "tokens", "extent"),
