@@ -29,7 +29,7 @@ def _linear(
     x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     rows, cols = shape
-    crow, col, _, _, _, value_mask = index
+    crow, col, _, _, _, value_mask = index[:6]
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     y = empty_activations(x, (x.shape[0], rows), is_feature_major(x))
     _C.bsr_linear_forward(
@@ -50,7 +50,7 @@ def _linear_backward(
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
     rows, cols = shape
-    _, _, ccol, row, perm, value_mask = index
+    _, _, ccol, row, perm, value_mask = index[:6]
     values = values.contiguous()
     dx = empty_gradient(x) if wanted[0] else None
     dvalues = torch.empty_like(values) if wanted[1] else None
@@ -78,7 +78,7 @@ def _conv2d(
     activation: str = "none",
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
-    crow, col, _, _, _, value_mask = index
+    crow, col, _, _, _, value_mask = index[:6]
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
@@ -104,7 +104,7 @@ def _conv2d_backward(
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
     conv = (stride, padding, dilation, groups)
-    _, _, ccol, row, perm, value_mask = index
+    _, _, ccol, row, perm, value_mask = index[:6]
     grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)
     x = x if formats[1] else x.contiguous()
