@@ -15,6 +15,7 @@ from torch import Tensor
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
+from lth_sparse.ops.backend import has_bitmap_kernel
 from lth_sparse.ops.schemas import conv_output_size
 from lth_sparse.ops.strides import feature_major
 
@@ -48,6 +49,9 @@ def linear(
     if not size or size[-1] != cols:
         raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
+        if x.is_cuda and _decodes(x, values, layout, bias):
+            y = autograd.linear_bitmap(x.reshape(-1, cols), values, bias, layout.shape, layout.index, relu)
+            return y.view(*size[:-1], layout.rows)
         y = F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
         return torch.relu(y) if relu else y
     if len(size) == 2:
@@ -55,6 +59,16 @@ def linear(
     flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
     y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, relu)
     return y.view(*size[:-1], layout.rows)
+
+
+def _decodes(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None) -> bool:
+    """Whether the dense layout is multiplied straight from its bitmap: few rows, something pruned, no gradients."""
+    if not layout.cols or layout.nnz == layout.numel:
+        return False
+    if not has_bitmap_kernel(x.device.type, x.dtype, x.shape[:-1].numel()):
+        return False
+    wanted = (x, values) if bias is None else (x, values, bias)
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted))
 
 
 def conv1d(
