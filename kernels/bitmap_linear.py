@@ -5,11 +5,12 @@ or not, beside the live values in row-major order (the ``Dense`` layout: ``bits`
 before every 4096th). At a density of .5 and 16-bit values that is 9/16 of the dense weight, at .1 it is 1/6; int32
 column indices would be 3/2 and 3/10 of it.
 
-A program owns ``BLOCK_N`` rows and, with ``splits``, a part of the columns. A warp takes a word of 32 bits: thread j
-has bit j, its weight lies ``popcount(bits below j)`` behind the first of the word, and neighbouring threads read
-neighbouring values. The tile is multiplied in place: on CUDA cores for one token, by ``tl.dot`` for up to 16 at a
-time. Only the first value of each row needs a search: the rank of its chunk plus the set bits from there on. Rows need
-not begin at a whole word (``ALIGNED``). Sums are float32; the parts of a row are added in order by a second kernel.
+A program owns ``BLOCK_N`` rows and, with ``splits``, a part of the columns. Its threads take words of 32 bits apart:
+the weight of bit j lies ``popcount(bits below j)`` behind the first of the word, so no thread waits for another, and
+neighbouring threads read neighbouring values. The tile is multiplied in place: on CUDA cores for one token, by
+``tl.dot`` for up to 16 at a time. Only the first value of each row needs a search: the rank of its chunk plus the set
+bits from there on. Rows need not begin at a whole word (``ALIGNED``). Sums are float32; the parts of a row are added in
+order by a second kernel.
 """
 
 from __future__ import annotations
@@ -83,11 +84,10 @@ def bitmap_kernel(  # type: ignore[no-untyped-def]
     row = tl.where(in_n, n, 0) * k_size
     base = first_values(words, rank, row + tl.minimum(first_k, k_size), word_count)
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    x += m.to(tl.int64)[None, :] * x_m
-    if BLOCK_M == 1:
-        acc = tl.zeros((BLOCK_N, 32), dtype=tl.float32)
-    else:
-        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    in_m = m < m_size
+    x += tl.program_id(2).to(tl.int64) * BLOCK_M * x_m
+    width: tl.constexpr = 32 if BLOCK_M == 1 else BLOCK_M
+    acc = tl.zeros((BLOCK_N, width), dtype=tl.float32)
     for k0 in range(first_k, last_k, 32 * UNROLL):
         for step in tl.static_range(UNROLL):
             k = k0 + step * 32
@@ -102,12 +102,16 @@ def bitmap_kernel(  # type: ignore[no-untyped-def]
             where = base[:, None] + popcount(w[:, None] & below)
             weight = tl.load(values + where, mask=live, other=0.0)
             base += popcount(w)
-            feature = k + lane[:, None]
-            in_x = (feature < last_k) & (m < m_size)[None, :]
-            a = tl.load(x + feature.to(tl.int64) * x_k, mask=in_x, other=0.0)
+            feature = k + lane
+            # of whole words all or nothing is inside: a mask that leaves vectors of x whole
+            in_k = tl.full((32,), 1, tl.int1) & (k < last_k) if ALIGNED else feature < last_k
+            features = feature.to(tl.int64) * x_k
             if BLOCK_M == 1:
-                acc += weight.to(tl.float32) * tl.trans(a).to(tl.float32)
+                a = tl.load(x + features, mask=in_k, other=0.0)
+                acc += weight.to(tl.float32) * a.to(tl.float32)[None, :]
             else:
+                tile = x + (features[:, None] + (tl.arange(0, BLOCK_M).to(tl.int64) * x_m)[None, :])
+                a = tl.load(tile, mask=in_k[:, None] & in_m[None, :], other=0.0)
                 acc = tl.dot(weight, a, acc, input_precision=PRECISION)
     total = tl.sum(acc, axis=1)[:, None] if BLOCK_M == 1 else acc
     if bias is not None:
@@ -115,7 +119,7 @@ def bitmap_kernel(  # type: ignore[no-untyped-def]
     total = activate(total, ACTIVATION)
     y += split.to(tl.int64) * y_split
     y_tile = y + (n.to(tl.int64)[:, None] * y_n + m.to(tl.int64)[None, :] * y_m)
-    tl.store(y_tile, total.to(y.dtype.element_ty), mask=in_n[:, None] & (m < m_size)[None, :])
+    tl.store(y_tile, total.to(y.dtype.element_ty), mask=in_n[:, None] & in_m[None, :])
 
 
 @triton.jit

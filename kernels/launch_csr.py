@@ -18,10 +18,13 @@ FEW_TOKENS = 16
 LINE, VECTOR = 128, 16
 #: Warps for each multiprocessor that hide the latency of memory.
 WARPS_PER_PROCESSOR = 16
-#: Weights between two steps' starts of the bitmap kernel: bits of a word.
+#: Loads of one kind that a thread has under way.
+UNROLL = 4
+#: Bits of a word.
 WORD = 32
-#: Entries of a row that the unrolled lanes of a tile should not exceed by much.
-LEAST_STEPS = 2
+#: Steps of a loop for which a row, or a part of one, must have entries to be worth a program of its own: the last step
+#: is half empty on average.
+LEAST_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -88,25 +91,25 @@ def gather(device: Device, dtype: str, tokens: int, rows: int, nnz: int) -> Gath
     Few tokens: a warp takes entries of one row, so that index and values arrive in whole lines; four rows in a program,
     or, where there are too few rows to fill the device, one row for all its warps.
     """
-    size, mean = DTYPES[dtype], cdiv(nnz, max(rows, 1))
+    size, mean, warp = DTYPES[dtype], cdiv(nnz, max(rows, 1)), 64 if device.hip else 32
     if tokens > FEW_TOKENS:
         block_m = min(padded(tokens), LINE // size)
-        places = 4 * 32 * VECTOR // (block_m * size)  # of four warps with a vector a thread
-        few = mean >= 4 * places
-        return Gather(1 if few else 4, places if few else places // 4, 4, block_m, 4)
+        places = 4 * warp * VECTOR // (block_m * size)  # of four warps with a vector a thread
+        alone = mean >= LEAST_STEPS * UNROLL * places
+        return Gather(1 if alone else 4, places if alone else places // 4, UNROLL, block_m, 4)
     block_m = padded(tokens, 1)
     per_thread = min(block_m, VECTOR // size)
-    lanes = 32 * per_thread // block_m  # of one warp
+    lanes = warp * per_thread // block_m  # of one warp
     if rows < WARPS_PER_PROCESSOR * device.processors and mean >= 4 * lanes:
-        return Gather(1, 4 * lanes, 4, block_m, 4)
-    return Gather(4, lanes, 4, block_m, 4)
+        return Gather(1, 4 * lanes, UNROLL, block_m, 4)
+    return Gather(4, lanes, UNROLL, block_m, 4)
 
 
 def scatter(device: Device, dtype: str, tokens: int, rows: int, nnz: int) -> Scatter:
     """The tile for ``nnz`` live weights in ``rows`` rows.
 
-    A step reads a line of each row of x; sixteen rows keep a vector for every thread of four warps under way and a
-    line of dy in use. Rows are dealt out to several programs where they are long, which evens out unequal ones.
+    A step reads one line of each of 32 rows of x, two vectors for every thread of four warps, and one line of dy. Rows
+    are dealt out to several programs where they are long, which evens out unequal ones.
     """
     size, mean = DTYPES[dtype], cdiv(nnz, max(rows, 1))
     block_m = max(min(padded(tokens), LINE // size), 16)
@@ -116,14 +119,17 @@ def scatter(device: Device, dtype: str, tokens: int, rows: int, nnz: int) -> Sca
     return Scatter(entries, pieces, splits, block_m, 4)
 
 
-def bitmap(device: Device, tokens: int, rows: int, cols: int) -> Bitmap:
+def bitmap(device: Device, dtype: str, tokens: int, rows: int, cols: int) -> Bitmap:
     """The tile for ``tokens`` rows of activations, at best at most 16, and a bitmap of ``rows`` x ``cols`` weights.
 
     A warp expands a word of one row at a time, and its threads read the values of neighbouring weights. Rows are cut
     until the device has warps enough, but not so far that finding the first value of a part costs more than the part.
     """
     block_m = 1 if tokens <= 1 else 16
-    block_n, unroll, warps = 16, 4, 4
-    wanted = cdiv(WARPS_PER_PROCESSOR * device.processors, max(warps * cdiv(rows, block_n), 1))
-    splits = max(1, min(wanted, cols // (4 * unroll * WORD)))
+    # Of the loads under way only those of live weights bring anything, hence many. Three TF32 products, though, keep
+    # their operands in registers.
+    unroll = UNROLL // 2 if block_m > 1 and dtype == "float32" else 2 * UNROLL
+    block_n, warps = 16, 4
+    wanted = cdiv(2 * WARPS_PER_PROCESSOR * device.processors, max(warps * cdiv(rows, block_n), 1))
+    splits = max(1, min(wanted, cols // (2 * unroll * WORD)))
     return Bitmap(block_n, unroll, splits, block_m, warps)

@@ -202,7 +202,7 @@ def _linear_bitmap(
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
         y = empty_activations(x, (tokens, shape[0]), is_feature_major(x))
-        tile = launch_csr.bitmap(device, tokens, *shape)
+        tile = launch_csr.bitmap(device, _dtype(x), tokens, *shape)
         activation = "relu" if relu else "none"
         return bitmap_linear.forward(x, values.contiguous(), bias, bits, rank, y, tile, precision, activation)
 

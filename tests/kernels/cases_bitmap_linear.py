@@ -55,7 +55,9 @@ class Case:
 
     def forward(self, x: Tensor | None = None, bias: bool = True, activation: str = "none", **fields: Any) -> Tensor:
         x = self.x.to(DEVICE) if x is None else x
-        tile = dataclasses.replace(launch_csr.bitmap(SMALL, x.shape[0], *self.layout.shape), **fields)
+        tile = dataclasses.replace(
+            launch_csr.bitmap(SMALL, str(x.dtype).removeprefix("torch."), x.shape[0], *self.layout.shape), **fields
+        )
         precision = "tf32x3" if x.dtype == torch.float32 else "ieee"
         index = [tensor.to(DEVICE) for tensor in self.layout.index]
         values, given = self.layout.gather(self.weight).to(DEVICE), self.bias.to(DEVICE) if bias else None

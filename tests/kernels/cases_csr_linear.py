@@ -207,7 +207,8 @@ def test_split_tokens_add_up(splits: int) -> None:
     ("rows", "lanes", "unroll", "block_m"), [(1, 1, 1, 8), (1, 64, 2, 2), (2, 4, 4, 32), (8, 2, 1, 16)]
 )
 def test_any_tile_of_the_gather(rows: int, lanes: int, unroll: int, block_m: int) -> None:
-    case, fields = Case(5, 5, 20, torch.float32), dict(rows=rows, lanes=lanes, unroll=unroll, block_m=block_m)
+    case = Case(5, 5, 20, torch.float32)
+    fields = {"rows": rows, "lanes": lanes, "unroll": unroll, "block_m": block_m}
     check(case.forward(**fields), case.truth("forward"))
     check(case.input_gradient(**fields), case.truth("input_gradient"))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from lth_sparse.errors import ArgumentError
 from lth_sparse.ops import cost, plan, use_backend
@@ -108,6 +109,17 @@ def test_where_gradients_have_no_kernel_only_a_measurement_makes_a_layer_sparse(
     note = "not measured, and no kernel for the gradients in torch.bfloat16 on cpu"
     assert (choice.kind, choice.note) == ("dense", note)
     assert plan.fast_kinds(("csr", "bsr"), weight.bfloat16()) == ["csr", "bsr"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "least"),
+    [((512, 256), torch.float32, 0.2), ((512, 256), torch.bfloat16, 0.0), ((16, 8, 1, 1), torch.float32, 0.0)],
+)
+def test_on_a_gpu_single_weights_need_a_lower_density(shape: tuple[int, ...], dtype: torch.dtype, least: float) -> None:
+    with FakeTensorMode():
+        weight = torch.empty(shape, dtype=dtype, device="cuda")
+    assert plan._break_even("csr", weight) == least
+    assert plan._break_even("bsr", weight) >= 0.6
 
 
 @pytest.mark.usefixtures("bsr_is_fast")
