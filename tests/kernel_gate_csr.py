@@ -22,7 +22,7 @@ from lth_sparse.kernels.launch import DTYPES, Problem, precision_of
 #: A layer of 4096 x 4096 at a density of a tenth, and its fewest and most tokens.
 SIDE, DENSITY = 4096, 0.1
 TOKENS = (4096, 64, 16, 4, 1)
-KERNELS = ("csr_gather", "csr_gather_transposed", "csr_scatter", "bitmap", "csr_copy")
+KERNELS = ("csr_gather", "csr_gather_transposed", "csr_scatter", "bitmap", "bitmap_ragged", "csr_copy")
 LOADS = {
     "cuda": r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfus](\d+)\b",
     "copies": r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)",
@@ -83,10 +83,15 @@ def compile_one(name: str, kernel: str, dtype: str, tokens: int, index: str = "i
         function, warps = csr_linear.scatter_kernel, tile.num_warps
         constants = {"grad_m": 1, "x_m": 1, "WIDE": False, "ENTRIES": tile.entries, "BLOCK_M": tile.block_m}
         pointers["target"] = "fp32"
-    elif kernel == "bitmap":
+    elif kernel.startswith("bitmap"):
         tile = tile or launch_csr.bitmap(device, dtype, tokens, SIDE, SIDE)
         function, warps = bitmap_linear.bitmap_kernel, tile.num_warps
-        constants = {"ALIGNED": True, "ACTIVATION": "none", "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+        constants = {
+            "ALIGNED": kernel == "bitmap",
+            "ACTIVATION": "none",
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+        }
         constants |= {"UNROLL": tile.unroll, "PRECISION": precision_of(device, Problem("forward", dtype, (1, 1), 1))}
         constants |= {"x_k": 1, "y_n": 1}
     else:
@@ -124,7 +129,7 @@ def faults(one: Compiled) -> list[str]:
         found.append(f"loads of {max(one.loads)} bytes, tokens would allow {wanted}")
     if not one.loads:
         found.append("no loads of global memory were recognised")
-    if one.kernel == "bitmap" and "popc" not in one.text and "bcnt" not in one.text:
+    if one.kernel.startswith("bitmap") and "popc" not in one.text and "bcnt" not in one.text:
         found.append("bits are counted without the instruction for it")
     return found
 
@@ -136,7 +141,9 @@ def configurations() -> Iterator[tuple[str, str, str, int, str]]:
             for dtype in DTYPES:
                 for tokens in TOKENS:
                     few = tokens <= launch_csr.FEW_TOKENS
-                    if (kernel == "bitmap" and not few) or (kernel in ("csr_copy", "csr_scatter") and tokens < 64):
+                    if (kernel.startswith("bitmap") and not few) or (
+                        kernel in ("csr_copy", "csr_scatter") and tokens < 64
+                    ):
                         continue
                     for index in ("i32", "u16") if kernel.startswith("csr_gather") else ("i32",):
                         yield name, kernel, dtype, tokens, index

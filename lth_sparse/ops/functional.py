@@ -62,10 +62,16 @@ def linear(
 
 
 def _decodes(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None) -> bool:
-    """Whether the dense layout is multiplied straight from its bitmap: few rows, something pruned, no gradients."""
-    if not layout.cols or layout.nnz == layout.numel:
+    """Whether the dense layout is multiplied straight from its bitmap: few rows, something pruned, no gradients.
+
+    Not while exporting, where the question would fix the size of the batch, nor under ``torch.func``, whose derivatives
+    ``requires_grad`` does not show.
+    """
+    if not layout.cols or layout.nnz == layout.numel or torch.compiler.is_exporting():
         return False
-    if not has_bitmap_kernel(x.device.type, x.dtype, x.shape[:-1].numel()):
+    if not has_bitmap_kernel(x.device.type, x.dtype, x.numel() // layout.cols):
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     wanted = (x, values) if bias is None else (x, values, bias)
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted))

@@ -108,7 +108,7 @@ def test_unstructured_kernels_compile_as_intended(
 
 def test_the_gate_of_unstructured_kernels_sees_what_it_is_for() -> None:
     one = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096)
-    wide = dataclasses.replace(one.tile, unroll=16, lanes=64, num_warps=1)
+    wide = dataclasses.replace(one.tile, unroll=8, lanes=32, num_warps=1)
     crowded = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096, tile=wide)
     assert any("registers" in fault for fault in kernel_gate_csr.faults(crowded))
     scalar = dataclasses.replace(one, loads=(4, 4, 2))

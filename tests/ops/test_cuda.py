@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
-from lth_sparse.ops import backend_of, use_backend
+from lth_sparse.formats import Dense
+from lth_sparse.ops import backend_of, functional, use_backend
 from lth_sparse.ops.backend import HAS_TRITON, is_pointwise
 
 KINDS = ("bsr", "csr")
@@ -49,6 +51,37 @@ def test_the_dense_layout_reads_its_bitmap_for_few_rows_without_gradients() -> N
     assert backend_of("dense", "cpu", torch.float32, tokens=1) == "torch"
     with use_backend("reference"):
         assert backend_of("dense", "cuda", torch.float32, tokens=1) == "torch"
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("size", "density", "dtype", "grad", "reads"),
+    [
+        ((16, 32), 0.5, torch.float16, False, True),
+        ((2, 3, 32), 0.5, torch.float32, False, True),
+        ((32,), 0.5, torch.bfloat16, False, True),
+        ((0, 32), 0.5, torch.float32, False, True),
+        ((17, 32), 0.5, torch.float32, False, False),
+        ((1, 32), 1.0, torch.float32, False, False),  # nothing pruned: the values are the weight
+        ((1, 32), 0.5, torch.float64, False, False),
+        ((1, 32), 0.5, torch.float32, True, False),
+    ],
+)
+def test_when_a_layer_reads_its_bitmap(
+    size: tuple[int, ...], density: float, dtype: torch.dtype, grad: bool, reads: bool
+) -> None:
+    """On fake tensors, which know of devices that are not there."""
+    layout = Dense.from_mask(torch.rand(6, 32) < density)
+    with FakeTensorMode():
+        index = tuple(torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in layout.index)
+        layout = layout.with_index(index)
+        values = torch.empty(layout.nnz, device="cuda", dtype=dtype, requires_grad=grad)
+        x, bias = (torch.empty(shape, device="cuda", dtype=dtype) for shape in (size, (6,)))
+        assert functional._decodes(x, values, layout, bias) == reads
+        with torch.no_grad():
+            assert functional._decodes(x, values, layout, bias) == (reads or grad)
+            if reads:
+                assert functional.linear(x, values, layout, bias, "relu").shape == (*size[:-1], 6)
 
 
 @pytest.mark.parametrize(
