@@ -1,8 +1,8 @@
 """The part of the ahead-of-time gate for unstructured weights: ``csr_linear`` and ``bitmap_linear``.
 
 These kernels live on their loads: the table says how many bytes each load in the compiled code moves for one thread,
-widest first. Contiguous tokens must be loaded in vectors of 16 bytes where rows of x have whole ones, the tokens of
-decoding apart; and no configuration may spill.
+widest first; asynchronous copies count as loads. Tokens must be loaded in vectors of 16 bytes, or of as many as a few
+tokens have, bits be counted by the instruction for it, and no configuration may spill.
 """
 
 from __future__ import annotations
