@@ -320,6 +320,10 @@ def main() -> int:
         wrong = faults(one)
         broken += bool(wrong)
         print(row(one) + "".join(f"\n        FAULT: {fault}" for fault in wrong), flush=True)
+    from kernel_gate_csr import report  # which imports this file
+
+    print()
+    broken += report()
     print(f"{broken} configurations break a rule" if broken else "every configuration keeps every rule")
     return 1 if broken else 0
 

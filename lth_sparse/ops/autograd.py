@@ -22,7 +22,7 @@ from lth_sparse.ops import reference, schemas
 from lth_sparse.ops.library import is_plain
 from lth_sparse.ops.schemas import OPS
 
-__all__ = ["conv2d", "expand", "linear", "wants_gradients"]
+__all__ = ["conv2d", "expand", "linear", "linear_bitmap", "wants_gradients"]
 
 
 #: Activations whose gradient is the operators' own.
@@ -185,6 +185,20 @@ def linear(
     op = OPS[kind].linear
     result: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, activation)
     return result
+
+
+def linear_bitmap(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    index: Sequence[Tensor],
+    activation: str = "none",
+) -> Tensor:
+    """Linear over ``x`` ``[batch, cols]`` from the dense layout's index, not differentiable. Checks nothing."""
+    op = schemas.linear_bitmap
+    y: Tensor = (op.direct if is_plain(x) else op)(x, values, bias, index, shape, activation)
+    return y
 
 
 def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
-from lth_sparse.ops.backend import FORWARD_DTYPES
+from lth_sparse.ops.backend import FORWARD_DTYPES, has_bitmap_kernel
 from lth_sparse.ops.library import autocasts
 from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
@@ -58,12 +58,31 @@ def linear(
     if not size or size[-1] != cols:
         raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
+        if x.is_cuda and _decodes(x, values, layout, bias):
+            y = autograd.linear_bitmap(x.reshape(-1, cols), values, bias, layout.shape, layout.index, name)
+            return y.view(*size[:-1], layout.rows)
         return activate(F.linear(x, autograd.expand(values, layout.index, layout.shape), bias), name)
     if len(size) == 2:
         return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, name)
     flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
     y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, name)
     return y.view(*size[:-1], layout.rows)
+
+
+def _decodes(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None) -> bool:
+    """Whether the dense layout is multiplied straight from its bitmap: few rows, something pruned, no gradients.
+
+    Not while exporting, where the question would fix the size of the batch, nor under ``torch.func``, whose derivatives
+    ``requires_grad`` does not show.
+    """
+    if not layout.cols or layout.nnz == layout.numel or torch.compiler.is_exporting():
+        return False
+    if not has_bitmap_kernel(x.device.type, x.dtype, x.numel() // layout.cols):
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False
+    wanted = (x, values) if bias is None else (x, values, bias)
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted))
 
 
 def conv1d(

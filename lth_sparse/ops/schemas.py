@@ -22,7 +22,7 @@ from lth_sparse.ops import reference
 from lth_sparse.ops.library import Operator, define
 from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
-__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand"]
+__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand", "linear_bitmap"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -251,4 +251,20 @@ expand = define(
 )
 compress = define(
     "compress(Tensor dense, Tensor bits, Tensor rank, int nnz) -> Tensor", reference=_compress, fake=_fake_compress
+)
+
+
+def _linear_bitmap(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
+) -> Tensor:
+    y = reference.linear(x, values, bias, Dense(tuple(shape), *index, live=values.numel()))
+    return kept_format(reference.activate_(y, activation), x)
+
+
+#: The linear layer straight from the index of the dense layout, for a few rows of x; has no backward.
+linear_bitmap = define(
+    "linear_bitmap(Tensor x, Tensor values, Tensor? bias, Tensor[] index, int[] shape, "
+    'str activation="none") -> Tensor',
+    reference=_linear_bitmap,
+    fake=_fake_linear,
 )

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+import kernel_gate_csr
 from kernel_gate import DEVICES, SMALL_KERNELS, compile_one, compile_small, faults
 
 from lth_sparse.kernels.bsr_linear import PIPELINES_DESCRIPTORS
@@ -127,3 +128,33 @@ def test_the_gate_sees_a_tile_without_wgmma() -> None:
     tile = heuristic(DEVICES["sm_90"][1], problem)
     no_wgmma = compile_one("sm_90", problem, dataclasses.replace(tile, num_warps=2, block_m=64, block_n=32))
     assert any("instead of wgmma" in fault for fault in faults(no_wgmma))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "tokens", "index"),
+    [
+        ("csr_gather", "float32", 4096, "i32"),
+        ("csr_gather", "bfloat16", 1, "u16"),
+        ("csr_gather_transposed", "float16", 4096, "u16"),
+        ("csr_scatter", "float32", 4096, "i32"),
+        ("csr_copy", "bfloat16", 4096, "i32"),
+        ("bitmap", "bfloat16", 1, "i32"),
+        ("bitmap", "float32", 16, "i32"),
+    ],
+)
+def test_unstructured_kernels_compile_as_intended(
+    kernel: str, dtype: str, tokens: int, index: str, device: str
+) -> None:
+    assert kernel_gate_csr.faults(kernel_gate_csr.compile_one(device, kernel, dtype, tokens, index)) == []
+
+
+def test_the_gate_of_unstructured_kernels_sees_what_it_is_for() -> None:
+    one = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096)
+    wide = dataclasses.replace(one.tile, unroll=8, lanes=32, num_warps=1)
+    crowded = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096, tile=wide)
+    assert any("registers" in fault for fault in kernel_gate_csr.faults(crowded))
+    scalar = dataclasses.replace(one, loads=(4, 4, 2))
+    assert any("loads of 4 bytes" in fault for fault in kernel_gate_csr.faults(scalar))
+    counted = dataclasses.replace(one, kernel="bitmap", text="")
+    assert any("without the instruction" in fault for fault in kernel_gate_csr.faults(counted))

@@ -7,13 +7,15 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
-from lth_sparse.formats import make_layout
-from lth_sparse.ops import backend_of, use_backend
-from lth_sparse.ops.backend import HAS_TRITON
+from lth_sparse.formats import Dense, make_layout
+from lth_sparse.ops import backend_of, functional, use_backend
+from lth_sparse.ops.backend import HAS_TRITON, is_pointwise
 from lth_sparse.ops.library import REFERENCES
 
-NAMES = ("linear_bsr", "linear_bsr_backward", "conv2d_bsr", "conv2d_bsr_backward")
+KINDS = ("bsr", "csr")
+NAMES = [f"{name}_{kind}{end}" for name in ("linear", "conv2d") for kind in KINDS for end in ("", "_backward")]
 
 
 def registered(name: str) -> bool:
@@ -21,19 +23,82 @@ def registered(name: str) -> bool:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_block_sparse_layers_have_kernels_on_cuda_and_nothing_else_does() -> None:
-    assert all(registered(name) for name in NAMES)
-    assert not any(registered(name) for name in ("linear_csr", "conv2d_csr", "conv2d_csr_backward", "expand"))
+def test_what_has_a_kernel_on_cuda_and_what_has_not() -> None:
+    assert all(registered(name) for name in (*NAMES, "linear_bitmap"))
+    assert not any(registered(name) for name in ("expand", "compress"))
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for dims in (2, 3, 4):
-            assert backend_of("bsr", "cuda", dtype, dims) == "cuda-triton"
-            assert backend_of("bsr", "cuda", dtype, dims, gradients=True) == "cuda-triton"
-    assert backend_of("bsr", "cuda", torch.float64) == "reference"
-    assert backend_of("bsr", "cuda", torch.float64, dims=4) == "reference"
-    assert backend_of("csr", "cuda", torch.float32) == "reference"
-    assert backend_of("dense", "cuda", torch.float32) == "torch"
+        for gradients in (False, True):
+            for dims in (2, 3, 4):
+                assert backend_of("bsr", "cuda", dtype, dims, gradients) == "cuda-triton"
+                assert backend_of("csr", "cuda", dtype, dims, gradients, True) == "cuda-triton"
+            assert backend_of("csr", "cuda", dtype, 2, gradients) == "cuda-triton"
+            assert backend_of("csr", "cuda", dtype, 4, gradients) == "reference"
+    for kind in KINDS:
+        assert backend_of(kind, "cuda", torch.float64) == "reference"
+        assert backend_of(kind, "cuda", torch.float64, 4, pointwise=True) == "reference"
     with use_backend("reference"):
         assert backend_of("bsr", "cuda", torch.float32) == "reference"
+        assert backend_of("csr", "cuda", torch.float32) == "reference"
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_dense_layout_reads_its_bitmap_for_few_rows_without_gradients() -> None:
+    assert backend_of("dense", "cuda", torch.float16, tokens=16) == "cuda-triton"
+    assert backend_of("dense", "cuda", torch.float32) == "torch"
+    assert backend_of("dense", "cuda", torch.float32, tokens=17) == "torch"
+    assert backend_of("dense", "cuda", torch.float64, tokens=1) == "torch"
+    assert backend_of("dense", "cuda", torch.float32, 4, tokens=1) == "torch"
+    assert backend_of("dense", "cuda", torch.float32, gradients=True, tokens=1) == "torch"
+    assert backend_of("dense", "cpu", torch.float32, tokens=1) == "torch"
+    with use_backend("reference"):
+        assert backend_of("dense", "cuda", torch.float32, tokens=1) == "torch"
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("size", "density", "dtype", "grad", "reads"),
+    [
+        ((16, 32), 0.5, torch.float16, False, True),
+        ((2, 3, 32), 0.5, torch.float32, False, True),
+        ((32,), 0.5, torch.bfloat16, False, True),
+        ((0, 32), 0.5, torch.float32, False, True),
+        ((17, 32), 0.5, torch.float32, False, False),
+        ((1, 32), 1.0, torch.float32, False, False),  # nothing pruned: the values are the weight
+        ((1, 32), 0.5, torch.float64, False, False),
+        ((1, 32), 0.5, torch.float32, True, False),
+    ],
+)
+def test_when_a_layer_reads_its_bitmap(
+    size: tuple[int, ...], density: float, dtype: torch.dtype, grad: bool, reads: bool
+) -> None:
+    """On fake tensors, which know of devices that are not there."""
+    layout = Dense.from_mask(torch.rand(6, 32) < density)
+    with FakeTensorMode():
+        index = tuple(torch.empty(one.shape, dtype=one.dtype, device="cuda") for one in layout.index)
+        layout = layout.with_index(index)
+        values = torch.empty(layout.nnz, device="cuda", dtype=dtype, requires_grad=grad)
+        x, bias = (torch.empty(shape, device="cuda", dtype=dtype) for shape in (size, (6,)))
+        assert functional._decodes(x, values, layout, bias) == reads
+        with torch.no_grad():
+            assert functional._decodes(x, values, layout, bias) == (reads or grad)
+            if reads:
+                assert functional.linear(x, values, layout, bias, "relu").shape == (*size[:-1], 6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "pointwise"),
+    [
+        ((6, 4, 1, 1), 1, True),
+        ((6, 4, 1), 1, True),
+        ((6, 4), 1, False),
+        ((6, 4, 1, 1), 2, False),
+        ((6, 4, 3, 1), 1, False),
+    ],
+)
+def test_pointwise_convolutions_are_known_by_shape_and_groups(
+    shape: tuple[int, ...], groups: int, pointwise: bool
+) -> None:
+    assert is_pointwise(shape, groups) == pointwise
 
 
 @pytest.mark.parametrize("kind", ["csr", "bsr", "dense"])

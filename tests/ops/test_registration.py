@@ -98,6 +98,21 @@ def test_expand_and_compress_are_exact_and_pass_opcheck(density: float, dtype: t
     torch.library.opcheck(schemas.compress.overload, (dense, *index, values.numel()), test_utils=CHECKS)
 
 
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_opcheck_linear_from_the_bitmap(batch: int) -> None:
+    layout = Dense.from_mask(torch.rand(6, 5) < 0.5)
+    x, bias, weight = torch.randn(batch, 5), torch.randn(6), torch.randn(6, 5) * layout.mask()
+    values, tail = layout.gather(weight), (list(layout.index), list(layout.shape))
+    truth = nn.functional.linear(x, weight, bias)
+    for given, relu, right in ((x, False, truth), (functional.feature_major(x), True, truth.relu())):
+        y = schemas.linear_bitmap(given, values, bias, *tail, relu)
+        torch.testing.assert_close(y, right)
+        assert y.stride() == schemas.linear_bitmap.overload(given, values, bias, *tail, relu).stride()
+        torch.library.opcheck(schemas.linear_bitmap.overload, (given, values, bias, *tail, relu), test_utils=CHECKS)
+    torch.library.opcheck(schemas.linear_bitmap.overload, (x, values, None, *tail), test_utils=CHECKS)
+
+
 @contextlib.contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     before = _C.isa()
