@@ -105,11 +105,11 @@ def test_opcheck_linear_from_the_bitmap(batch: int) -> None:
     x, bias, weight = torch.randn(batch, 5), torch.randn(6), torch.randn(6, 5) * layout.mask()
     values, tail = layout.gather(weight), (list(layout.index), list(layout.shape))
     truth = nn.functional.linear(x, weight, bias)
-    for given, relu, right in ((x, False, truth), (functional.feature_major(x), True, truth.relu())):
-        y = schemas.linear_bitmap(given, values, bias, *tail, relu)
+    for given, name, right in ((x, "none", truth), (functional.feature_major(x), "relu", truth.relu())):
+        y = schemas.linear_bitmap(given, values, bias, *tail, name)
         torch.testing.assert_close(y, right)
-        assert y.stride() == schemas.linear_bitmap.overload(given, values, bias, *tail, relu).stride()
-        torch.library.opcheck(schemas.linear_bitmap.overload, (given, values, bias, *tail, relu), test_utils=CHECKS)
+        assert y.stride() == schemas.linear_bitmap.overload(given, values, bias, *tail, name).stride()
+        torch.library.opcheck(schemas.linear_bitmap.overload, (given, values, bias, *tail, name), test_utils=CHECKS)
     torch.library.opcheck(schemas.linear_bitmap.overload, (x, values, None, *tail), test_utils=CHECKS)
 
 
