@@ -1,5 +1,7 @@
 """What the planner has measured, on disk: never measured twice on one machine, and never a reason to fail.
 
+The tuner of GPU kernels has files of its own by the same rules (``ops.tune_cache``).
+
 One JSON file for each environment (processor, instruction set, threads or GPU, versions of library and torch), because
 a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else in the
 platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that
@@ -21,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -37,14 +39,22 @@ except (
 ):  # not POSIX: two processes that write at the same instant may lose entries, which are measured again
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlanCache", "cache_directory", "cache_enabled", "cpu_generation", "cpu_name", "environment", "usage"]
+__all__ = [
+    "DiskCache",
+    "PlanCache",
+    "cache_directory",
+    "cache_enabled",
+    "cpu_generation",
+    "cpu_name",
+    "environment",
+    "usage",
+]
 
 Value = TypeVar("Value")
 
 FORMAT = 1
 #: Entries of a file and files of the directory; the oldest go first. An entry is about 400 bytes.
 MOST_ENTRIES, MOST_FILES = 2000, 16
-PREFIX = "plan-"
 
 
 def cache_enabled() -> bool:
@@ -65,10 +75,10 @@ def cache_directory() -> Path:
     return Path.home() / ".cache" / "lth_sparse"
 
 
-def usage() -> tuple[int, int]:
-    """Files of the planner and their bytes."""
+def usage(prefix: str | None = None) -> tuple[int, int]:
+    """Files of a cache, the planner's unless ``prefix`` names another, and their bytes."""
     sizes = []
-    for path in cache_directory().glob(f"{PREFIX}*.json"):
+    for path in cache_directory().glob(f"{prefix or PlanCache.PREFIX}*.json"):
         with contextlib.suppress(OSError):  # gone since
             sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)
@@ -115,34 +125,41 @@ def environment(device: torch.device) -> dict[str, str]:
     return found
 
 
-class PlanCache:
+class DiskCache:
     """Entries ``key -> JSON value`` of one environment.
 
     Args:
-        surroundings: from :func:`environment`.
+        surroundings: all that the entries depend on.
         directory: default :func:`cache_directory`; not looked at while the cache is off.
     """
+
+    #: How names of files begin, and whose they are in warnings.
+    PREFIX: ClassVar[str]
+    OWNER: ClassVar[str]
 
     def __init__(self, surroundings: Mapping[str, str], directory: Path | None = None) -> None:
         self.surroundings = dict(surroundings)
         digest = hashlib.sha256(json.dumps(self.surroundings, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = (directory or cache_directory()) / f"{PREFIX}{digest}.json"
+        self.path = (directory or cache_directory()) / f"{self.PREFIX}{digest}.json"
         self.enabled = cache_enabled()
-
-    @classmethod
-    def of(cls, device: torch.device) -> PlanCache:
-        """The cache of this process on ``device``, as its threads and instruction set are now."""
-        return cls(environment(device))
 
     def get(self, key: str, read: Callable[[Any], Value]) -> Value | None:
         """``read`` of the entry; None when there is none, or when ``read`` raises ValueError over what it is."""
         if not self.enabled:
             return None
         entry = self._load().get(key)
-        if entry is None:
-            return None
+        return None if entry is None else self._read(key, entry, lambda key, value: read(value))
+
+    def items(self, read: Callable[[str, Any], Value]) -> dict[str, Value]:
+        """``read(key, value)`` of every entry, by key, but for those over which it raises ValueError."""
+        if not self.enabled:
+            return {}
+        found = {key: self._read(key, entry, read) for key, entry in self._load().items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _read(self, key: str, entry: Mapping[str, Any], read: Callable[[str, Any], Value]) -> Value | None:
         try:
-            return read(entry["value"])
+            return read(key, entry["value"])
         except ValueError as error:
             _warn(f"{self.path}: ignoring the damaged entry {key!r} ({error})")
             return None
@@ -166,7 +183,7 @@ class PlanCache:
                 atomic_write(self.path, json.dumps(content, indent=1).encode())
                 self._thin()
         except (OSError, RunError) as error:
-            _warn(f"the planner's cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
+            _warn(f"{self.OWNER}'s cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
 
     def _load(self) -> dict[str, dict[str, Any]]:
         """The entries on disk; none, with a warning, from a file that is not what this writes."""
@@ -175,20 +192,20 @@ class PlanCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            _warn(f"{self.path}: ignoring a damaged cache of the planner ({' '.join(str(error).split())})")
+            _warn(f"{self.path}: ignoring a damaged cache of {self.OWNER} ({' '.join(str(error).split())})")
             return {}
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            _warn(f"{self.path}: ignoring a file that is no cache of the planner, or of another version")
+            _warn(f"{self.path}: ignoring a file that is no cache of {self.OWNER}, or of another version")
             return {}
         if content.get("environment") != self.surroundings or not isinstance(content.get("entries"), dict):
-            _warn(f"{self.path}: ignoring a cache of the planner that belongs to another machine")
+            _warn(f"{self.path}: ignoring a cache of {self.OWNER} that belongs to another machine")
             return {}
         return {key: entry for key, entry in content["entries"].items() if _is_entry(entry)}
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time; the system releases the lock of a process that dies."""
-        with open(self.path.parent / f"{PREFIX}lock", "a") as file:
+        with open(self.path.parent / f"{self.PREFIX}lock", "a") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -196,11 +213,23 @@ class PlanCache:
     def _thin(self) -> None:
         """Delete the files that were not written to for longest, beyond ``MOST_FILES``."""
         files = {}
-        for path in self.path.parent.glob(f"{PREFIX}*.json"):
+        for path in self.path.parent.glob(f"{self.PREFIX}*.json"):
             with contextlib.suppress(OSError):
                 files[path] = path.stat().st_mtime_ns
         for path in sorted(files, key=lambda path: files[path])[:-MOST_FILES]:
             path.unlink(missing_ok=True)
+
+
+class PlanCache(DiskCache):
+    """What the planner has measured in one :func:`environment`."""
+
+    PREFIX = "plan-"
+    OWNER = "the planner"
+
+    @classmethod
+    def of(cls, device: torch.device) -> PlanCache:
+        """The cache of this process on ``device``, as its threads and instruction set are now."""
+        return cls(environment(device))
 
 
 def _is_entry(entry: object) -> bool:
