@@ -25,6 +25,8 @@ from torch import Tensor
 from lth_sparse.errors import LTHSparseError
 from lth_sparse.formats import CSR
 from lth_sparse.ops import backend_of, functional, plan_cache
+from lth_sparse.ops.plan_cache import DiskCache, PlanCache
+from lth_sparse.ops.tune_cache import TuneCache
 from lth_sparse.report import facts
 
 __all__ = ["Check", "check_linear", "run"]
@@ -103,7 +105,7 @@ def check_linear(seconds: float = SECONDS, features: int = FEATURES, batch: int 
 
 
 def caches() -> dict[str, str]:
-    """What fills up on disk: the planner's timings, and what torch and Triton compile; whether it exists, how large."""
+    """What fills up on disk: what planner and tuner timed, and what torch and Triton compile; where, and how large."""
     home = Path(os.environ.get("TRITON_HOME", Path.home()))
     try:
         user = getpass.getuser()
@@ -114,14 +116,14 @@ def caches() -> dict[str, str]:
         "triton": os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache")),
     }
     found = {name: place + ("" if Path(place).is_dir() else " (not there yet)") for name, place in places.items()}
-    return {"planner": _planner_cache(), **found}
+    return {"planner": _times(PlanCache), "tuner": _times(TuneCache), **found}
 
 
-def _planner_cache() -> str:
-    """Where the planner remembers timings, and how many bytes they take."""
+def _times(cache: type[DiskCache]) -> str:
+    """Where the planner or the tuner remembers timings, and how many bytes they take."""
     if not plan_cache.cache_enabled():
         return "off (LTH_SPARSE_CACHE is set)"
-    files, size = plan_cache.usage()
+    files, size = plan_cache.usage(cache.PREFIX)
     held = f"{files} file(s), {size / 1024:.1f} KiB" if files else "not there yet"
     return f"{plan_cache.cache_directory()} ({held})"
 

@@ -15,6 +15,7 @@ from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
 from lth_sparse.nn.plan_table import LayerPlan, PlanTable
 from lth_sparse.nn.planning import plan
 from lth_sparse.nn.report import LayerReport, SparsifyReport
+from lth_sparse.nn.tuning import tune
 
 __all__ = [
     "LayerPlan",
@@ -34,4 +35,5 @@ __all__ = [
     "plan",
     "sparse_modules",
     "sparsify_",
+    "tune",
 ]

@@ -75,10 +75,10 @@ def cache_directory() -> Path:
     return Path.home() / ".cache" / "lth_sparse"
 
 
-def usage(prefix: str | None = None) -> tuple[int, int]:
-    """Files of a cache, the planner's unless ``prefix`` names another, and their bytes."""
+def usage(prefix: str) -> tuple[int, int]:
+    """Files whose names begin with ``prefix``, and their bytes."""
     sizes = []
-    for path in cache_directory().glob(f"{prefix or PlanCache.PREFIX}*.json"):
+    for path in cache_directory().glob(f"{prefix}*.json"):
         with contextlib.suppress(OSError):  # gone since
             sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)

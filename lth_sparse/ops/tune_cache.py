@@ -7,6 +7,7 @@ another version compiles other code, of which nothing is known.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 from collections.abc import Mapping
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 
 from lth_sparse._version import __version__
+from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.kernels import launch, tables
 from lth_sparse.kernels.launch import Tile
 from lth_sparse.kernels.tables import Bucket
 from lth_sparse.ops.plan_cache import DiskCache
 
-__all__ = ["TuneCache", "load", "versions"]
+__all__ = ["TuneCache", "exported", "load", "versions"]
 
 
 class TuneCache(DiskCache):
@@ -49,6 +51,21 @@ class TuneCache(DiskCache):
 def load(device: launch.Device) -> None:
     """Let launches on ``device`` be chosen by what is stored for it, and by what this process has tuned since."""
     launch.install(device.name, {**TuneCache.of(device).tiles(), **launch.installed(device.name)})
+
+
+def exported(device: launch.Device) -> str:
+    """What is stored for ``device`` as the text of a table to ship: a file of ``kernels/tables``.
+
+    Raises:
+        ArgumentError: nothing is stored.
+    """
+    cache = TuneCache.of(device)
+    tiles = cache.tiles()
+    if not tiles:
+        where = f"in {cache.path}" if cache.enabled else "since LTH_SPARSE_CACHE switches the cache off"
+        raise ArgumentError(expected("--export", f"tuned configurations of {device.name}", f"none {where}"))
+    about = {"device": device.name, "family": device.family, "date": datetime.date.today().isoformat(), **versions()}
+    return tables.written(about, tiles)
 
 
 def versions() -> dict[str, str]:

@@ -26,10 +26,12 @@ from lth_sparse.kernels import launch
 from lth_sparse.kernels.candidates import LIMIT, candidates
 from lth_sparse.kernels.launch import Device, Problem, Tile
 from lth_sparse.kernels.trials import trial
+from lth_sparse.ops.backend import HAS_TRITON
+from lth_sparse.ops.cost import random_mask
 from lth_sparse.ops.library import NAMESPACE
 from lth_sparse.ops.tune_cache import TuneCache
 
-__all__ = ["Call", "Clock", "TuneReport", "Tuned", "calls_of_problem", "record", "tune_calls"]
+__all__ = ["Call", "Clock", "TuneReport", "Tuned", "calls_of_problem", "gpu", "record", "tune_calls"]
 
 #: The fastest so many are timed again, so often; one that is not faster than the heuristic's by this much is noise.
 FINALISTS, REPEATS, CLEARLY = 3, 3, 0.02
@@ -123,6 +125,21 @@ class TuneReport:
 
 def _fields(tile: Tile) -> str:
     return " ".join(f"{name}={value}" for name, value in vars(tile).items())
+
+
+def gpu() -> Device:
+    """The current CUDA device.
+
+    Raises:
+        BackendError: there is none, or no Triton to run on it.
+    """
+    if not torch.cuda.is_available():
+        raise BackendError("tune: expected a CUDA device to time kernels on, but torch finds none")
+    if not HAS_TRITON:
+        raise BackendError("tune: expected Triton, whose kernels are what is tuned; pip install triton")
+    from lth_sparse.ops.cuda import _device  # only where Triton is
+
+    return _device(torch.cuda.current_device())
 
 
 def tune_calls(
@@ -278,7 +295,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def record(run: Callable[[], object], *, gradients: bool = True) -> list[Call]:
+def record(run: Callable[[], object], *, gradients: bool = True) -> Iterator[Call]:
     """The calls of sparse operators that ``run`` makes, and of their gradients, to be repeated one by one.
 
     Tensors are kept as they are, so what is repeated has the sizes, strides and values of the real one. The gradient
@@ -287,11 +304,14 @@ def record(run: Callable[[], object], *, gradients: bool = True) -> list[Call]:
     Args:
         run: anything; once is enough. Whether an input needs a gradient is seen only where gradients are enabled.
         gradients: False leaves all gradients out.
+
+    Returns:
+        An iterator; random gradients to propagate are made as it goes, so a call that is dropped frees its own.
     """
     recorder = _Recorder()
     with recorder:
         run()
-    return [call for name, args in recorder.calls for call in _calls(name, args, gradients)]
+    return (call for name, args in recorder.calls for call in _calls(name, args, gradients))
 
 
 def _calls(name: str, args: tuple[Any, ...], gradients: bool) -> Iterator[Call]:
@@ -332,14 +352,8 @@ def calls_of_problem(problem: Problem, device: torch.device | str) -> list[Call]
         raise ArgumentError(
             expected("problem", "positive rows, cols and tokens and a density in (0, 1]", repr(problem))
         )
-    dtype, (r, c) = getattr(torch, problem.dtype), problem.block
-    grid = (launch.cdiv(rows, r), launch.cdiv(cols, c))
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(grid[0] * grid[1], generator=generator)
-    kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
-    kept[order[: max(1, round(density * len(order)))]] = True
-    mask = kept.view(grid).repeat_interleave(r, 0).repeat_interleave(c, 1)[:rows, :cols]
-    layout = BSR.from_mask(mask, problem.block).to(device)
+    dtype, generator = getattr(torch, problem.dtype), torch.Generator().manual_seed(0)
+    layout = BSR.from_mask(random_mask((rows, cols), density, problem.block, generator), problem.block).to(device)
     values = torch.randn(layout.values_shape, generator=generator).to(dtype) / (density * cols) ** 0.5
     if layout.value_mask.numel():
         values *= layout.value_mask.cpu()
