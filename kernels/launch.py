@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,8 +83,21 @@ class Problem:
 
     @property
     def bucket(self) -> Bucket:
-        """What the problem counts as in a table."""
-        return tables.bucket_of(self.product, self.dtype, self.block, self.tokens, self.rows, self.cols, self.density)
+        """What the problem counts as in a table. Flags of a problem belong to its product: ``forward+flag``."""
+        product = "+".join([self.product, *(name for name in _flags() if getattr(self, name))])
+        return tables.bucket_of(product, self.dtype, self.block, self.tokens, self.rows, self.cols, self.density)
+
+    @classmethod
+    def of(cls, bucket: Bucket) -> Problem:
+        """The problem that a bucket stands for.
+
+        Raises:
+            ValueError: a flag that no problem has.
+        """
+        product, *flags = bucket.product.split("+")
+        if unknown := sorted(set(flags) - set(_flags())):
+            raise ValueError(f"{'+'.join(unknown)}: expected flags among {', '.join(_flags()) or 'none'}")
+        return cls(product, *bucket[1:], **dict.fromkeys(flags, True))  # type: ignore[arg-type]
 
     @property
     def key(self) -> str:
@@ -108,6 +122,12 @@ class Tile:
     num_warps: int
     num_stages: int
     precision: str = "ieee"
+
+
+@functools.cache
+def _flags() -> tuple[str, ...]:
+    """Names of the bool fields of a problem: what its operands allow."""
+    return tuple(name for name, kind in typing.get_type_hints(Problem).items() if kind is bool)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -242,8 +262,11 @@ def fault(problem: Problem, tile: Tile) -> str | None:
             return f"{name}: expected a power of two of at least {LEAST_SIDE}, got {size}"
     if tile.num_warps != padded(tile.num_warps, 1):
         return f"num_warps: expected a power of two, got {tile.num_warps}"
-    if problem.product in PRODUCTS + CONV_PRODUCTS and (side := problem.sides[0]) % tile.block_n:
+    if (side := problem.sides[0]) % tile.block_n:
         return f"block_n: expected a divisor of {side}, the padded side of the block, got {tile.block_n}"
+    for name in _flags():
+        if getattr(tile, name, False) and not getattr(problem, name):
+            return f"{name}: expected false for a problem whose operands do not allow it, got true"
     return None
 
 
@@ -270,6 +293,10 @@ def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
         return {}
     found = tables.read(path, Tile)
     for bucket, tile in found.items():
-        if reason := fault(Problem(*bucket), tile):
+        try:
+            reason = fault(Problem.of(bucket), tile)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
             raise ValueError(f"{path}: {bucket.key}: {reason}")
     return found

@@ -90,6 +90,6 @@ def _read(key: str, value: Any) -> Tile:
     if not isinstance(value, Mapping):
         raise ValueError("not a tuned configuration")
     tile = tables.tile_of(Tile, value.get("tile"))
-    if reason := launch.fault(launch.Problem(*Bucket.parse(key)), tile):
+    if reason := launch.fault(launch.Problem.of(Bucket.parse(key)), tile):
         raise ValueError(reason)
     return tile

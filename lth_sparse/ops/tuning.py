@@ -327,11 +327,10 @@ def _calls(name: str, args: tuple[Any, ...], gradients: bool) -> Iterator[Call]:
     given["grad"] = torch.randn_like(forward(*args))
     for which, wanted in (("input", [True, False, False]), ("weight", [False, True, False])):
         if which == "weight" or by_input:
-            # What has a default says how the forward ended, in an activation or not: the products do not depend on it.
-            arguments = [
-                argument.default_value if argument.has_default_value() else {**given, "wanted": wanted}[argument.name]
-                for argument in backward._schema.arguments
-            ]
+            # What only the backward knows and has a default for says how the forward ended, in an activation or not:
+            # the products do not depend on it.
+            known = {**given, "wanted": wanted}
+            arguments = [known.get(argument.name, argument.default_value) for argument in backward._schema.arguments]
             yield Call(f"{name}, gradient of {which}", functools.partial(backward, *arguments))
 
 

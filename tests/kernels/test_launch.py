@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,35 @@ def test_a_trial_answers_and_notes_on_its_own_thread_alone() -> None:
     assert launch.select(H100, FORWARD) == launch.heuristic(H100, FORWARD)
     with trials.trial({replace(FORWARD, dtype="float32"): tile}):
         assert launch.select(H100, replace(FORWARD, dtype="float32"), tf32=True).precision == "tf32"
+
+
+def test_what_operands_allow_is_part_of_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Flagged(Problem):
+        fast: bool = False
+
+    @dataclass(frozen=True)
+    class Faster(Tile):
+        fast: bool = False
+
+    key, heuristic = FORWARD.key, launch.heuristic(H100, FORWARD)
+    monkeypatch.setattr(launch, "_flags", lambda: ("fast",))
+    slow = Flagged(**vars(FORWARD))
+    fast = replace(slow, fast=True)
+    assert slow.key == key
+    assert fast.key == key.replace("forward", "forward+fast")
+    assert Flagged.of(tables.Bucket.parse(fast.key)).bucket == fast.bucket
+    assert tables.nearest([slow.bucket], fast.bucket) is None
+    tile = Faster(**vars(heuristic) | {"fast": True})
+    assert launch.fault(fast, tile) is None
+    assert "fast: expected false for a problem whose operands do not allow it" in str(launch.fault(slow, tile))
+
+
+def test_an_unknown_flag_of_a_table_is_refused(tmp_path: Path) -> None:
+    key = FORWARD.key.replace("forward", "forward+colour")
+    launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {key: ENTRY}}))
+    with pytest.raises(ValueError, match=rf"x\.json: {re.escape(key)}: colour: expected flags among"):
+        launch.read_table("x", tmp_path)
 
 
 @pytest.mark.parametrize(

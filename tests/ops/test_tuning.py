@@ -313,6 +313,26 @@ def test_calls_of_operators_are_recorded_with_their_gradients(dims: int) -> None
     torch.testing.assert_close(found[2].run()[1], dvalues)
 
 
+def test_a_backward_gets_what_its_forward_got() -> None:
+    """Options with defaults included: a convolution's groups, and whatever an operator is told beyond them."""
+    schema = "option(Tensor x, int option=1) -> Tensor"
+    library = torch.library.Library("lth_sparse", "FRAGMENT")
+    library.define(schema)
+    library.define("option_backward(Tensor grad, Tensor x, bool[] wanted, int other=7, int option=1) -> Tensor")
+    seen: list[Any] = []
+    library.impl("option", lambda x, option=1: x * option, "CompositeExplicitAutograd")
+    library.impl(
+        "option_backward",
+        lambda grad, x, wanted, other=7, option=1: seen.append((list(wanted), other, option)) or grad.clone(),
+        "CompositeExplicitAutograd",
+    )
+    x = torch.ones(3, requires_grad=True)
+    for call in record(lambda: torch.ops.lth_sparse.option(x, 5)):
+        call.run()
+    assert seen == [([True, False, False], 7, 5), ([False, True, False], 7, 5)]
+    library._destroy()
+
+
 def test_gradients_that_nobody_needs_are_not_recorded() -> None:
     layout = make_layout("csr", torch.ones(3, 4, dtype=torch.bool))
     x, values = torch.randn(2, 4), torch.randn(12, requires_grad=True)
