@@ -25,8 +25,6 @@ from torch import Tensor
 from lth_sparse.errors import LTHSparseError
 from lth_sparse.formats import CSR
 from lth_sparse.ops import backend_of, functional, plan_cache
-from lth_sparse.ops.plan_cache import DiskCache, PlanCache
-from lth_sparse.ops.tune_cache import TuneCache
 from lth_sparse.report import facts
 
 __all__ = ["Check", "check_linear", "run"]
@@ -116,14 +114,14 @@ def caches() -> dict[str, str]:
         "triton": os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache")),
     }
     found = {name: place + ("" if Path(place).is_dir() else " (not there yet)") for name, place in places.items()}
-    return {"planner": _times(PlanCache), "tuner": _times(TuneCache), **found}
+    return {**{owner: _times(owner) for owner in plan_cache.PREFIXES}, **found}
 
 
-def _times(cache: type[DiskCache]) -> str:
+def _times(owner: str) -> str:
     """Where the planner or the tuner remembers timings, and how many bytes they take."""
     if not plan_cache.cache_enabled():
         return "off (LTH_SPARSE_CACHE is set)"
-    files, size = plan_cache.usage(cache.PREFIX)
+    files, size = plan_cache.usage(owner)
     held = f"{files} file(s), {size / 1024:.1f} KiB" if files else "not there yet"
     return f"{plan_cache.cache_directory()} ({held})"
 

@@ -58,6 +58,58 @@ def linear(
     return y.view(*size[:-1], layout.rows)
 
 
+def conv1d(
+    x: Tensor,
+    values: Tensor,
+    layout: Layout,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+) -> Tensor:
+    """1-D cross-correlation; arguments as in :func:`conv2d` with one spatial dimension.
+
+    Args:
+        x: ``[N, C, L]`` or ``[C, L]``.
+        layout: layout of a weight of shape ``(out, in / groups, kernel)``.
+    """
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=1)
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    layout: Layout,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+) -> Tensor:
+    """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous.
+        values: compact live weights, ``layout.values_shape``.
+        layout: layout of a weight of shape ``(out, in / groups, kernel_h, kernel_w)``.
+        bias: ``[out]`` or None.
+        stride, dilation: an int or one per spatial dimension, at least 1.
+        padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
+        stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
+        or ``"circular"``.
+        activation: ``"relu"`` or None, as in :func:`linear`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: naming the argument that does not fit.
+    """
+    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
+
+
 def linear_stack(
     x: Tensor,
     values: Tensor,
@@ -131,58 +183,6 @@ def dense_linear_stack(x: Tensor, weight: Tensor, bias: Tensor | None, groups: i
     weights = weight.view(groups, rows, cols).transpose(1, 2)
     y = layers @ weights if bias is None else torch.baddbmm(bias.view(groups, 1, rows), layers, weights)
     return y.transpose(0, 1).reshape(*x.shape[:-1], rows).contiguous()
-
-
-def conv1d(
-    x: Tensor,
-    values: Tensor,
-    layout: Layout,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    activation: str | None = None,
-) -> Tensor:
-    """1-D cross-correlation; arguments as in :func:`conv2d` with one spatial dimension.
-
-    Args:
-        x: ``[N, C, L]`` or ``[C, L]``.
-        layout: layout of a weight of shape ``(out, in / groups, kernel)``.
-    """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=1)
-
-
-def conv2d(
-    x: Tensor,
-    values: Tensor,
-    layout: Layout,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-    activation: str | None = None,
-) -> Tensor:
-    """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
-
-    Args:
-        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous.
-        values: compact live weights, ``layout.values_shape``.
-        layout: layout of a weight of shape ``(out, in / groups, kernel_h, kernel_w)``.
-        bias: ``[out]`` or None.
-        stride, dilation: an int or one per spatial dimension, at least 1.
-        padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
-        stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
-        or ``"circular"``.
-        activation: ``"relu"`` or None, as in :func:`linear`.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: naming the argument that does not fit.
-    """
-    return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
 
 
 def _conv(

@@ -1,7 +1,5 @@
 """What the planner has measured, on disk: never measured twice on one machine, and never a reason to fail.
 
-The tuner of GPU kernels has files of its own by the same rules (``ops.tune_cache``).
-
 One JSON file for each environment (processor, instruction set, threads or GPU, versions of library and torch), because
 a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else in the
 platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that
@@ -9,6 +7,8 @@ concurrent processes neither see half of one nor lose each other's entries. What
 written anew.
 
 The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_layout`.
+
+The tuner of GPU kernels has files of its own by the same rules, see ``ops.tune_cache``.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ Value = TypeVar("Value")
 FORMAT = 1
 #: Entries of a file and files of the directory; the oldest go first. An entry is about 400 bytes.
 MOST_ENTRIES, MOST_FILES = 2000, 16
+#: Whose files are in the directory, and how their names begin.
+PREFIXES = {"planner": "plan-", "tuner": "tune-"}
 
 
 def cache_enabled() -> bool:
@@ -75,10 +77,10 @@ def cache_directory() -> Path:
     return Path.home() / ".cache" / "lth_sparse"
 
 
-def usage(prefix: str) -> tuple[int, int]:
-    """Files whose names begin with ``prefix``, and their bytes."""
+def usage(owner: str = "planner") -> tuple[int, int]:
+    """Files of planner or tuner, and their bytes."""
     sizes = []
-    for path in cache_directory().glob(f"{prefix}*.json"):
+    for path in cache_directory().glob(f"{PREFIXES[owner]}*.json"):
         with contextlib.suppress(OSError):  # gone since
             sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)
@@ -133,14 +135,13 @@ class DiskCache:
         directory: default :func:`cache_directory`; not looked at while the cache is off.
     """
 
-    #: How names of files begin, and whose they are in warnings.
-    PREFIX: ClassVar[str]
+    #: Whose entries they are: a name of ``PREFIXES``.
     OWNER: ClassVar[str]
 
     def __init__(self, surroundings: Mapping[str, str], directory: Path | None = None) -> None:
         self.surroundings = dict(surroundings)
         digest = hashlib.sha256(json.dumps(self.surroundings, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = (directory or cache_directory()) / f"{self.PREFIX}{digest}.json"
+        self.path = (directory or cache_directory()) / f"{PREFIXES[self.OWNER]}{digest}.json"
         self.enabled = cache_enabled()
 
     def get(self, key: str, read: Callable[[Any], Value]) -> Value | None:
@@ -183,7 +184,7 @@ class DiskCache:
                 atomic_write(self.path, json.dumps(content, indent=1).encode())
                 self._thin()
         except (OSError, RunError) as error:
-            _warn(f"{self.OWNER}'s cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
+            _warn(f"the {self.OWNER}'s cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
 
     def _load(self) -> dict[str, dict[str, Any]]:
         """The entries on disk; none, with a warning, from a file that is not what this writes."""
@@ -192,20 +193,20 @@ class DiskCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            _warn(f"{self.path}: ignoring a damaged cache of {self.OWNER} ({' '.join(str(error).split())})")
+            _warn(f"{self.path}: ignoring a damaged cache of the {self.OWNER} ({' '.join(str(error).split())})")
             return {}
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            _warn(f"{self.path}: ignoring a file that is no cache of {self.OWNER}, or of another version")
+            _warn(f"{self.path}: ignoring a file that is no cache of the {self.OWNER}, or of another version")
             return {}
         if content.get("environment") != self.surroundings or not isinstance(content.get("entries"), dict):
-            _warn(f"{self.path}: ignoring a cache of {self.OWNER} that belongs to another machine")
+            _warn(f"{self.path}: ignoring a cache of the {self.OWNER} that belongs to another machine")
             return {}
         return {key: entry for key, entry in content["entries"].items() if _is_entry(entry)}
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time; the system releases the lock of a process that dies."""
-        with open(self.path.parent / f"{self.PREFIX}lock", "a") as file:
+        with open(self.path.parent / f"{PREFIXES[self.OWNER]}lock", "a") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -213,7 +214,7 @@ class DiskCache:
     def _thin(self) -> None:
         """Delete the files that were not written to for longest, beyond ``MOST_FILES``."""
         files = {}
-        for path in self.path.parent.glob(f"{self.PREFIX}*.json"):
+        for path in self.path.parent.glob(f"{PREFIXES[self.OWNER]}*.json"):
             with contextlib.suppress(OSError):
                 files[path] = path.stat().st_mtime_ns
         for path in sorted(files, key=lambda path: files[path])[:-MOST_FILES]:
@@ -223,8 +224,7 @@ class DiskCache:
 class PlanCache(DiskCache):
     """What the planner has measured in one :func:`environment`."""
 
-    PREFIX = "plan-"
-    OWNER = "the planner"
+    OWNER = "planner"
 
     @classmethod
     def of(cls, device: torch.device) -> PlanCache:

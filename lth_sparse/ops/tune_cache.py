@@ -30,8 +30,7 @@ __all__ = ["TuneCache", "exported", "load", "versions"]
 class TuneCache(DiskCache):
     """Winners ``{key of a bucket: {"tile", "seconds", "heuristic_seconds"}}`` of one device."""
 
-    PREFIX = "tune-"
-    OWNER = "the tuner"
+    OWNER = "tuner"
 
     @classmethod
     def of(cls, device: launch.Device) -> TuneCache:

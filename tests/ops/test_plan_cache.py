@@ -153,8 +153,8 @@ def test_files_are_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) ->
         cache.put({"a": 1})
         os.utime(cache.path, (1000 + age, 1000 + age))
     assert [cache.path.exists() for cache in caches] == [False, False, True, True]
-    assert usage(PlanCache.PREFIX)[0] == 2
-    assert usage(PlanCache.PREFIX)[1] == sum(cache.path.stat().st_size for cache in caches[2:])
+    assert usage()[0] == 2
+    assert usage()[1] == sum(cache.path.stat().st_size for cache in caches[2:])
 
 
 def write_many(directory: str, first: int) -> None:
