@@ -211,7 +211,8 @@ def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
 
     Looked for in the user's own table (see :func:`install`), in the shipped table of the device and in that of its
     family: first the problem's own bucket in each, then the nearest measured one in each by the order of
-    :func:`lth_sparse.kernels.tables.nearest`. Where none is near, the heuristic's.
+    :func:`lth_sparse.kernels.tables.nearest`, but for tiles with more rows than there are tokens. Where none is near,
+    the heuristic's.
 
     Raises:
         ValueError: a shipped table is damaged.
@@ -234,8 +235,11 @@ def _measured(device: Device, wanted: Bucket) -> Tile | None:
     for table in held:
         if (tile := table.get(wanted)) is not None:
             return tile
+    gathers = "weight_gradient" not in wanted.product
     for table in held:
-        if (bucket := tables.nearest(table, wanted)) is not None:
+        # More rows than tokens are rows of nothing: such a tile is for more tokens than these.
+        able = [bucket for bucket, tile in table.items() if not gathers or tile.block_m <= wanted.tokens]
+        if (bucket := tables.nearest(able, wanted)) is not None:
             return table[bucket]
     return None
 

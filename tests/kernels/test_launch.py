@@ -118,6 +118,17 @@ def test_the_users_table_then_the_devices_then_its_familys(shipped: Callable[...
     assert launch.select(H100, near) == tiles["a"]
 
 
+def test_a_near_tile_has_no_more_rows_than_there_are_tokens(shipped: Callable[..., None]) -> None:
+    tile = replace(launch.heuristic(H100, replace(FORWARD, tokens=128)), block_k=32)
+    gradient = replace(FORWARD, product="weight_gradient", tokens=128)
+    launch.install(H100.name, {replace(FORWARD, tokens=128).bucket: tile, gradient.bucket: tile})
+    assert tile.block_m == 128
+    assert launch.select(H100, replace(FORWARD, tokens=300)) == tile
+    few = replace(FORWARD, tokens=64)
+    assert launch.select(H100, few) == launch.heuristic(H100, few)
+    assert launch.select(H100, replace(gradient, tokens=64)) == tile  # its rows are no tokens
+
+
 def test_a_trial_answers_and_notes_on_its_own_thread_alone() -> None:
     tile = replace(launch.heuristic(H100, FORWARD), block_k=32)
     other = replace(FORWARD, product="input_gradient")
