@@ -173,6 +173,17 @@ def test_state_copies_and_conversions(layers: list[SparseLinear]) -> None:
     torch.testing.assert_close(ls.densify_(model)(x), right)
 
 
+def test_a_stack_is_pruned_further_like_any_sparse_layer(layers: list[SparseLinear]) -> None:
+    model = nn.Sequential(SparseLinearStack.from_layers(layers))
+    (mask,) = ls.nn.masks_of(model).values()
+    mask = mask & (torch.rand(mask.shape) < 0.5)
+    report = ls.sparsify_(model, {"0.weight": mask}, layout="csr")
+    assert [row.kind for row in report] == ["LinearStack"]
+    assert isinstance(model[0], SparseLinearStack)
+    assert torch.equal(model[0].mask, mask)
+    assert model[0](torch.randn(4, 3, 7, dtype=torch.float64)).shape == (4, 3, 6)
+
+
 def test_it_describes_itself(layers: list[SparseLinear]) -> None:
     stack = SparseLinearStack.from_layers(layers)
     assert "in_features=7, out_features=6, layers=3, bias=True, density=" in repr(stack)
