@@ -23,7 +23,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("m", "n", "k", "block"), [(19, 16, 24, (8, 16)), (1, 32, 16, (16, 16)), (35, 6, 5, (3, 5))])
+@pytest.mark.parametrize(("m", "n", "k", "block"), [(19, 16, 24, (8, 16)), (1, 6, 5, (3, 5))])
 def test_forward_and_gradients(m: int, n: int, k: int, block: tuple[int, int], dtype: torch.dtype) -> None:
     groups = 3
     kept = torch.rand(groups * n // block[0], -(-k // block[1])) < 0.6
