@@ -259,6 +259,59 @@ def plan(
 
 
 @app.command()
+def tune(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A network: one of the paper's, or package.module:function.", show_default=False),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of an input of MODEL, batch first.", show_default="the paper's")
+    ] = None,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help="Benchmark layers: names, globs and tags, with commas.", show_default="headline, without MODEL"
+        ),
+    ] = None,
+    density: Annotated[
+        str | None, typer.Option(help="Shares of the blocks kept, with commas.", show_default=".2,.1")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option("--block", help="Rows x columns, with commas.", show_default="32x32,64x64")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    forward: Annotated[bool, typer.Option("--forward", help="The forward pass alone, no gradients.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what was tuned before.")] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Configurations tried for a launch.")] = 24,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all that was tuned on this GPU to this file, a table as lth_sparse ships them. Without MODEL "
+            "and --cases nothing is tuned before.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Time launch configurations of the Triton kernels on this GPU, and keep the fastest for later runs."""
+    from lth_sparse.cli.tune import Options, run
+
+    return run(
+        Options(
+            model=model,
+            shape=shape,
+            cases=cases,
+            density=density,
+            blocks=blocks,
+            dtype=dtype,
+            forward=forward,
+            again=again,
+            limit=limit,
+            export=export,
+        )
+    )
+
+
+@app.command()
 def doctor() -> int:
     """Check this installation: versions, kernels, devices, caches, and one sparse layer timed against dense torch."""
     from lth_sparse.cli.doctor import run
