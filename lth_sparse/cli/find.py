@@ -22,6 +22,7 @@ from rich.console import Console
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import TicketResult, find_ticket
+from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
 from lth_sparse.nn import plan
@@ -29,6 +30,7 @@ from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
+from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
@@ -54,7 +56,10 @@ class Options:
     seeds: int = 3
     iterations: int | None = None
     rewind: str = "init"
-    scope: str = "layer"
+    criterion: str = "magnitude"
+    scope: str | None = None
+    granularity: str = "weight"
+    freeze: tuple[str, ...] = ()
     rate: float | None = None
     controls: bool = True
     output: Path | None = None
@@ -72,7 +77,8 @@ def run(options: Options, console: Console | None = None) -> int:
     console = Console() if console is None else console
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
-    Settings(**keywords)  # wrong ones raise here, before a directory remembers them
+    # Wrong ones raise here, before a directory remembers them; the images for the criterion come later.
+    keywords["scope"] = Settings(**keywords, score_batches=()).scope
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
@@ -144,10 +150,12 @@ class Study:
     def search(self, seed: int, control_levels: list[int]) -> None:
         """The whole search of one seed; what its directory holds already is read from there."""
         self.tracker.begin_seed(seed)
+        criterion = find_criterion(self.options.criterion)
         self.results[seed] = find_ticket(
             build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
             make_train(self.preset, self.data),
             **self.keywords,
+            score_batches=score_batches(self.preset, self.data) if criterion.needs else None,
             controls=CONTROLS if self.options.controls else (),
             control_levels=control_levels,
             directory=self.directory / f"seed_{seed}",
@@ -161,7 +169,10 @@ class Study:
         summary = summarise(_trainings(self.results))
         verdict = judge(summary, images=len(self.data.test))
         level = preset.levels if verdict.level is None else verdict.level
-        rates = preset.rates if options.rate is None else {"all layers": options.rate, "output layer": options.rate / 2}
+        rates = preset.rates
+        if options.rate is not None:
+            output = options.rate if find_criterion(options.criterion).at_init else options.rate / 2
+            rates = {"all layers": options.rate, "output layer": output}
         named = {name: value for name, value in preset.to_dict().items() if value is not None}
         given = {**named, **self.keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
         report = Report(
@@ -226,6 +237,8 @@ def command_line(options: Options) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{option.name}" if value else f"--no-{option.name}")
+        elif isinstance(value, tuple):
+            words += [word for one in value for word in (f"--{option.name}", str(one))]
         else:
             words += [f"--{option.name}", str(value)]
     return shlex.join(words)
@@ -247,6 +260,10 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         "rewind": options.rewind,
         "scope": options.scope,
         "layout": options.layout,
+        # Left out where they are not used, so that a directory of before they existed is still the same run's.
+        **({"criterion": options.criterion} if options.criterion != "magnitude" else {}),
+        **({"granularity": options.granularity} if options.granularity != "weight" else {}),
+        **({"freeze": list(options.freeze)} if options.freeze else {}),
         # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
         **({"feature_major": True} if CONVS[preset.model] else {}),
     }

@@ -6,6 +6,7 @@ as the paper does, and each of its steps has a file of its own.
 
 from __future__ import annotations
 
+from lth_sparse.engine.criteria import ScoringContext
 from lth_sparse.engine.level import EarlyStop, Level
 from lth_sparse.engine.loop import Search
 from lth_sparse.engine.result import LevelRecord, TicketResult, Verdict
@@ -16,6 +17,7 @@ __all__ = [
     "EarlyStop",
     "Level",
     "LevelRecord",
+    "ScoringContext",
     "Search",
     "Ticket",
     "TicketResult",

@@ -63,18 +63,9 @@ def reinitialise_(
 def shuffled(masks: Mapping[str, Tensor], granularity: Granularity, generator: torch.Generator) -> Mask:
     """Masks that keep as many weights in every layer as ``masks``, at random positions.
 
-    Whole tiles of ``granularity`` change places, and only with tiles of their own size (those at an edge may be
-    smaller), so that counts stay exact and blocks stay blocks.
+    See :meth:`Granularity.shuffled` for what changes places with what.
     """
-    result: dict[str, Tensor] = {}
-    for name, mask in masks.items():
-        sizes = granularity.sizes(mask.shape)
-        tiles = granularity.pool(mask.cpu()) > 0
-        for size in sizes.unique().tolist():
-            (places,) = (sizes == size).nonzero(as_tuple=True)
-            tiles[places] = tiles[places[torch.randperm(len(places), generator=generator)]]
-        result[name] = granularity.expand(tiles, mask.shape).to(mask.device)
-    return Mask(result)
+    return Mask({name: granularity.shuffled(mask, generator) for name, mask in masks.items()})
 
 
 def _reset_module(module: nn.Module) -> None:

@@ -9,9 +9,9 @@ from lth_sparse.engine.granularity import Granularity
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 
 
-@pytest.mark.parametrize("text", ["block", "block:16", "block:0x4", "block:4x-1", "2:4", "", "Weight"])
+@pytest.mark.parametrize("text", ["block", "block:16", "block:0x4", "block:4x-1", "2-4", "", "Weight"])
 def test_unknown_granularity_is_refused(text: str) -> None:
-    with pytest.raises(ArgumentError, match="granularity: expected 'weight', 'row' or 'block:RxC'"):
+    with pytest.raises(ArgumentError, match="granularity: expected 'weight', 'row', 'block:RxC'"):
         Granularity.parse(text)
 
 
