@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
-from lth_sparse.engine import TicketResult, find_ticket
+from lth_sparse.engine import Search, TicketResult, find_ticket
 from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
@@ -78,8 +78,10 @@ def run(options: Options, console: Console | None = None) -> int:
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
     # Wrong ones raise here, before a directory remembers them; the images for the criterion come later.
-    keywords["scope"] = Settings(**keywords, score_batches=()).scope
+    settings = Settings(**keywords, score_batches=())
+    keywords["scope"] = settings.scope
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
+    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)  # what the layers refuse, as early
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:

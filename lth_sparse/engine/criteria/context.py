@@ -49,9 +49,7 @@ class ScoreData:
             if not isinstance(self.batches, Iterable):
                 raise ArgumentTypeError(expected("score_batches", what, self.batches))
             if isinstance(self.batches, Iterator):
-                again = (
-                    "batches that every level can iterate anew: a list, a DataLoader or a callable that returns them"
-                )
+                again = "batches that can be iterated anew at every level: a list, a DataLoader or a callable"
                 raise ArgumentError(expected("score_batches", again, f"a {type(self.batches).__name__}"))
         if not callable(self.loss):
             raise ArgumentTypeError(expected("score_loss", "a callable (outputs, targets) -> scalar loss", self.loss))
@@ -139,7 +137,8 @@ class Scoring:
     def once(self, compute: Callable[[Scoring], Any]) -> Any:
         """``compute(self)``, for all layers together: the first call computes it, the others find it."""
         if compute not in self._memo:
-            self._memo[compute] = compute(self)
+            with torch.enable_grad():  # whatever the caller of the search has switched off
+                self._memo[compute] = compute(self)
         return self._memo[compute]
 
     def model(self) -> nn.Module:

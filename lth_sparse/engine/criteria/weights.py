@@ -77,7 +77,8 @@ def _rank(values: Tensor, mask: Tensor) -> Tensor:
     """Share of the survivors whose value is no greater; equal values have equal ranks. 0 where pruned."""
     alive = values[mask].to(torch.float64)
     result = torch.zeros(values.shape, dtype=torch.float64)
-    result[mask] = torch.searchsorted(alive.sort().values, alive, right=True) / max(1, alive.numel())
+    no_greater = torch.searchsorted(alive.sort().values, alive, right=True)
+    result[mask] = no_greater.to(torch.float64) / max(1, alive.numel())
     return result
 
 
