@@ -195,7 +195,8 @@ class Granularity:
     def _matrix(self, weight: Tensor) -> Tensor:
         if self.view == "channel":
             weight = weight.transpose(0, 1)
-        return weight.reshape(self._size(weight.shape) if self.view == "kernel" else (weight.shape[0], -1))
+        matrix = weight.reshape(self._size(weight.shape) if self.view == "kernel" else (weight.shape[0], -1))
+        return matrix.contiguous()  # sums must not depend on the strides of what came
 
     def _size(self, shape: Shape) -> tuple[int, int]:
         """(height, width) of the view."""
