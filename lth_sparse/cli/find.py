@@ -28,9 +28,8 @@ from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketErr
 from lth_sparse.nn import plan
 from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
+from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train, score_batches
 from lth_sparse.paper.models import CONVS
-from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
