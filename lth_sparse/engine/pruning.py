@@ -8,6 +8,7 @@ random states stay as they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -53,14 +54,13 @@ def prune_level(
     floored: list[str] = []
     with preserved_rng():
         for round in range(1, rounds + 1):
-            alive = {**state, **{name: torch.where(mask, state[name], 0.0) for name, mask in masks.items()}}
-            alive.update({alias: alive[name] for alias, name in before.aliases.items()})
+            alive = state if round == 1 else _masked(state, masks, before.aliases)
             weights = {name: alive[name] for name in masks}
             scoring = Scoring(
                 weights,
                 masks,
                 initial,
-                lambda alive=alive: build(alive),  # type: ignore[misc]  # each round's own
+                functools.partial(build, alive),
                 settings.score_data,
                 level=level,
                 round=round,
@@ -105,3 +105,9 @@ def check_depth(
         most = next(level for level in range(1, depth) if not anything_left(level))
         what = f"at most {most} with granularity={granularity.name!r}, which every layer has reached then"
         raise ArgumentError(expected("levels", what, depth))
+
+
+def _masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """``state`` with zeros where pruned, under every name that a tied weight has."""
+    alive = {**state, **{name: torch.where(mask, state[name], 0.0) for name, mask in masks.items()}}
+    return {**alive, **{alias: alive[name] for alias, name in aliases.items()}}
