@@ -1,7 +1,7 @@
 # make ticket    find the first winning ticket        make test    run the tests        make help    everything else
 #
-# Both make .venv, install the pinned requirements and the package, and skip what is done: two stamp files in .venv are
-# as new as requirements.txt and as the build files and C++ sources. The package is installed editable, so that a changed
+# Both make .venv, install the pinned requirements and the package, and skip what is done: stamp files in .venv are as new
+# as requirements*.txt and as the build files and C++ sources. The package is installed editable, so that a changed
 # Python file is used at once and only a changed C++ file costs a rebuild.
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ GPU_CSV ?= gpu_linear.csv
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements.stamp
 PACKAGE := $(VENV)/.package.stamp
+OLDEST := $(VENV)/.oldest.stamp
 COMPILER = $(firstword $(CXX))
 JOBS = $(shell getconf _NPROCESSORS_ONLN)
 NATIVE = $(MAKE) --no-print-directory -C tests/native
@@ -35,7 +36,7 @@ setup: $(PACKAGE) ## make .venv, install the pinned requirements, build and inst
 ticket: $(PACKAGE) ## find a winning ticket in LeNet-300-100 (under 5 minutes on 2 cores), resume it, or show it again
 	$(BIN)/lth-sparse find lenet --quick --output $(RUN)
 
-test: $(PACKAGE) ## run the tests (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
+test: $(PACKAGE) $(OLDEST) ## run the tests (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(REQUIREMENTS) ## ruff: rules and formatting, changing nothing
@@ -96,6 +97,11 @@ $(REQUIREMENTS): requirements.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned requirements into $(VENV) (torch is the large one)"
 	@$(PIP) install --requirement requirements.txt
+	@touch $@
+
+$(OLDEST): $(REQUIREMENTS) requirements-oldest.txt
+	@rm -rf $(VENV)/oldest
+	@$(PIP) install --quiet --no-deps --target $(VENV)/oldest --requirement requirements-oldest.txt
 	@touch $@
 
 $(PACKAGE): $(REQUIREMENTS) pyproject.toml setup.py lth_sparse/_version.py $(wildcard csrc/*) $(if $(wildcard lth_sparse/_C*.so),,FORCE)

@@ -20,16 +20,18 @@ except ImportError as error:
 
 from lth_sparse import nn
 from lth_sparse._version import __version__
-from lth_sparse.engine import Ticket, find_ticket, levels
+from lth_sparse.engine import EarlyBird, Ticket, analyses, find_ticket, levels
 from lth_sparse.formats import Mask
 from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
 from lth_sparse.ops import functional
 from lth_sparse.ops.memory import keep_memory
 
 __all__ = [
+    "EarlyBird",
     "Mask",
     "Ticket",
     "__version__",
+    "analyses",
     "dense_state_dict",
     "densify_",
     "find_ticket",

@@ -127,7 +127,16 @@ def test_sdist_holds_all_that_builds_tests_and_explains_the_package(sdist: Path,
         for path in (checkout / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
-    wanted |= {"LICENSE", "README.md", "Makefile", "MANIFEST.in", "pyproject.toml", "setup.py", "requirements.txt"}
+    wanted |= {
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "MANIFEST.in",
+        "pyproject.toml",
+        "setup.py",
+        "requirements.txt",
+        "requirements-oldest.txt",
+    }
     assert wanted - held == set()
 
 

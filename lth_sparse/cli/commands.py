@@ -114,7 +114,9 @@ def find(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps of each training.", show_default="the preset's")
     ] = None,
-    rewind: Annotated[str, typer.Option(help="init, continue, or a step such as 500it.")] = "init",
+    rewind: Annotated[
+        str, typer.Option(help="init, a step such as 500it, epochs such as 3ep, auto, continue, lr or finetune.")
+    ] = "init",
     criterion: Annotated[
         str,
         typer.Option(

@@ -22,15 +22,26 @@ from rich.console import Console
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket
+from lth_sparse.engine.analyses import count_cost
 from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
 from lth_sparse.nn import plan
 from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train, score_batches
+from lth_sparse.paper import (
+    PRESETS,
+    DataSet,
+    Preset,
+    build_model,
+    evaluate,
+    load_dataset,
+    make_train,
+    score_batches,
+)
 from lth_sparse.paper.models import CONVS
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
+from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
 from lth_sparse.report.verdict import Verdict, candidate
@@ -76,11 +87,10 @@ def run(options: Options, console: Console | None = None) -> int:
     console = Console() if console is None else console
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
-    # Wrong ones raise here, before a directory remembers them; the images for the criterion come later.
-    settings = Settings(**keywords, score_batches=())
-    keywords["scope"] = settings.scope
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
-    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)  # what the layers refuse, as early
+    settings = Settings(**keywords, **_from_data(options, preset, data))  # wrong ones raise before a directory is made
+    keywords["scope"] = settings.scope
+    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)  # so does what the layers refuse
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
@@ -151,12 +161,11 @@ class Study:
     def search(self, seed: int, control_levels: list[int]) -> None:
         """The whole search of one seed; what its directory holds already is read from there."""
         self.tracker.begin_seed(seed)
-        criterion = find_criterion(self.options.criterion)
         self.results[seed] = find_ticket(
             build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
             make_train(self.preset, self.data),
             **self.keywords,
-            score_batches=score_batches(self.preset, self.data) if criterion.needs else None,
+            **_from_data(self.options, self.preset, self.data),
             controls=CONTROLS if self.options.controls else (),
             control_levels=control_levels,
             directory=self.directory / f"seed_{seed}",
@@ -186,9 +195,19 @@ class Study:
             versions=facts.versions(),
             machine={**facts.machine(), **facts.kernels(), **facts.environment()},
             crowded=self.tracker.crowded,
+            analyses=self.analyses(level),
             tickets=tuple(str(self.ticket(seed, level)) for seed in self.results),
         )
         return write_report(self.directory, report)[0], verdict
+
+    def analyses(self, level: int) -> tuple[Section, ...]:
+        """What is to be said about the tickets of ``level`` besides their accuracy."""
+        done = [result for result in self.results.values() if len(result.tickets) > level]
+        if not done:
+            return ()
+        model = build_model(self.preset.model, self.data, 0, dropout=self.preset.dropout)
+        cost = count_cost(model, done[0].tickets[level].masks, self.data.train.x[:1])
+        return analysis_sections(self.results, level, cost)
 
     def conclude(self) -> None:
         """The verdict, and where everything is."""
@@ -268,6 +287,16 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
         **({"feature_major": True} if CONVS[preset.model] else {}),
     }
+
+
+def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any]:
+    """What the search takes from the data: images for the criterion, the error that rewind="auto" makes barriers of."""
+    keywords: dict[str, Any] = {}
+    if find_criterion(options.criterion).needs:
+        keywords["score_batches"] = score_batches(preset, data)
+    if options.rewind == "auto":
+        keywords["rewind_error"] = lambda model: 1.0 - evaluate(model, data.val)[1]
+    return keywords
 
 
 def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:

@@ -6,7 +6,9 @@ as the paper does, and each of its steps has a file of its own.
 
 from __future__ import annotations
 
+from lth_sparse.engine import analyses
 from lth_sparse.engine.criteria import ScoringContext
+from lth_sparse.engine.early_bird import EarlyBird
 from lth_sparse.engine.level import EarlyStop, Level
 from lth_sparse.engine.loop import Search
 from lth_sparse.engine.result import LevelRecord, TicketResult, Verdict
@@ -14,6 +16,7 @@ from lth_sparse.engine.search import find_ticket, levels
 from lth_sparse.engine.ticket import Ticket
 
 __all__ = [
+    "EarlyBird",
     "EarlyStop",
     "Level",
     "LevelRecord",
@@ -22,6 +25,7 @@ __all__ = [
     "Ticket",
     "TicketResult",
     "Verdict",
+    "analyses",
     "find_ticket",
     "levels",
 ]

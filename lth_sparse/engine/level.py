@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from lth_sparse.engine.rewinding import Moment
 from lth_sparse.engine.snapshot import Snapshot, load_attached
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, RunError, expected
 
@@ -54,7 +55,9 @@ class Level:
         seed: what the random states of this training descend from: the search's seed, or the control's own.
         directory: the run directory, or None.
         start_step: the optimiser step to start from: 0, or k when rewound to step k.
-        steps: the optimiser step reached.
+        steps: the optimiser step reached; epochs: how often ``epoch()`` was called.
+        finetunes: with rewind="finetune", at every level but 0.
+        captured: copies of everything at the moments that were asked for.
         history: rows recorded with a step; metrics: those recorded without.
         seconds: wall time of the training once it is over, NaN before.
     """
@@ -69,7 +72,9 @@ class Level:
         control: str | None = None,
         directory: Path | None = None,
         rewound_to: Snapshot | None = None,
-        capture_at: int | None = None,
+        captures: Iterable[Moment] = (),
+        finetunes: bool = False,
+        restores: Callable[[Any], bool] | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
         self.model, self.index, self.density, self.seed, self.control = model, index, density, seed, control
@@ -79,8 +84,11 @@ class Level:
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.seconds = math.nan
-        self.captured: Snapshot | None = None
-        self._rewound_to, self._capture_at, self._callbacks = rewound_to, capture_at, tuple(callbacks)
+        self.epochs = 0
+        self.finetunes = finetunes
+        self.captured: dict[Moment, Snapshot] = {}
+        self._rewound_to, self._captures, self._callbacks = rewound_to, frozenset(captures), tuple(callbacks)
+        self._restores = restores
         self._attached: dict[str, Any] = {}
         self._over = False
 
@@ -93,10 +101,20 @@ class Level:
         if self._over:
             raise RunError(f"level {self.index} is over; step() belongs to its training")
         self.steps += 1
-        if self.steps == self._capture_at:
-            self.captured = Snapshot.take(self.model, self.steps, self._attached)
+        self._capture(("step", self.steps))
         emit(self._callbacks, "on_step", self)
         return self.steps
+
+    def epoch(self) -> int:
+        """Count one epoch, after its last ``step()``; with rewind="3ep", the third of level 0 is copied.
+
+        Returns the number of epochs counted in this training.
+        """
+        if self._over:
+            raise RunError(f"level {self.index} is over; epoch() belongs to its training")
+        self.epochs += 1
+        self._capture(("epoch", self.epochs))
+        return self.epochs
 
     def attach(self, **things: Any) -> None:
         """Name what holds training state: ``level.attach(optimizer=optimizer, scheduler=scheduler)``.
@@ -116,7 +134,8 @@ class Level:
                 what = "an object with state_dict and load_state_dict"
                 raise ArgumentTypeError(expected(f"attach({name}=...)", what, type(thing).__name__))
             self._attached[name] = thing
-            if self._rewound_to is not None and name in self._rewound_to.attached:
+            wanted = self._restores is None or self._restores(thing)
+            if wanted and self._rewound_to is not None and name in self._rewound_to.attached:
                 load_attached(name, thing, self._rewound_to.attached[name], self.model)
 
     def record(self, *, step: Any = None, **metrics: Any) -> None:
@@ -147,18 +166,26 @@ class Level:
         """Close the level; called by the engine.
 
         Raises:
-            ArgumentError: level 0 ended before the step that later levels rewind to.
+            ArgumentError: level 0 ended before the only moment that later levels may rewind to.
         """
+        self._capture(("end", 0))
         self._over = True
         self.seconds = seconds
-        if self._capture_at is not None and self.captured is None:
-            got = f"{self.steps} steps in level 0"
-            what = f"train to call level.step() after each of more than {self._capture_at} optimiser steps"
-            raise ArgumentError(expected(f"rewind='{self._capture_at}it'", what, got))
+        if self._captures and not self.captured:
+            kind, count = min(self._captures)
+            if kind == "epoch":
+                what = f"train to call level.epoch() after each of more than {count} epochs"
+                raise ArgumentError(expected(f"rewind='{count}ep'", what, f"{self.epochs} epochs in level 0"))
+            what = f"train to call level.step() after each of more than {count} optimiser steps"
+            raise ArgumentError(expected(f"rewind='{count}it'", what, f"{self.steps} steps in level 0"))
         forgotten = sorted(set(self._rewound_to.attached if self._rewound_to else ()) - set(self._attached))
         if forgotten:
             message = f"train: attached {', '.join(forgotten)} at level 0 but not at level {self.index}"
             warnings.warn(f"{message}, where it started fresh", UserWarning, stacklevel=2)
+
+    def _capture(self, moment: Moment) -> None:
+        if moment in self._captures and moment not in self.captured:
+            self.captured[moment] = Snapshot.take(self.model, self.steps, self._attached)
 
     def __repr__(self) -> str:
         control = f", control={self.control!r}" if self.control else ""

@@ -29,12 +29,13 @@ from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
 from lth_sparse.engine.pruning import check_depth, prune_level
 from lth_sparse.engine.result import LevelRecord, TicketResult
-from lth_sparse.engine.rewinding import Rewind
+from lth_sparse.engine.rewinding import START, Moment, Rewind
 from lth_sparse.engine.rng import derived_seed, preserved_rng, restore_rng, seed_all
 from lth_sparse.engine.rundir import RunDirectory
 from lth_sparse.engine.selection import check_granularity, check_prunable, layer_rates, types_of, weights_of
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
+from lth_sparse.engine.stability import Stability, is_no_data_order
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
 from lth_sparse.formats import Mask
@@ -82,6 +83,7 @@ class Search(Iterator[Level]):
         if directory is not None:
             signature = {name: [list(t.shape), str(t.dtype)] for name, t in _tensors(self._template).items()}
             self._directory = RunDirectory(directory, settings.hyperparameters(), signature)
+        self._candidates: dict[int, Snapshot] = {}
         self._floored: set[str] = set()
         self._result = TicketResult([], [], {}, {})
         self._levels = self._run()
@@ -103,8 +105,10 @@ class Search(Iterator[Level]):
     def _run(self) -> Iterator[Level]:
         with self._directory.locked() if self._directory else contextlib.nullcontext():
             self._start = self._snapshot("start") or self._begin()
-            self._rewound: Snapshot | None = self._start if self._rewind.step == 0 else self._snapshot("rewind")
+            self._rewound: Snapshot | None = self._start if self._rewind.moment == START else self._snapshot("rewind")
             for k in range(self.settings.depth + 1):
+                if k == 1 and self._rewind.moment is None:
+                    yield from self._find_rewind_point()
                 if self._recall(k):
                     continue
                 if k == 0 and not self.settings.dense_baseline:
@@ -149,12 +153,55 @@ class Search(Iterator[Level]):
         if k > 0 and self._rewind.keeps_training:
             state: Mapping[str, Tensor] = self._result.tickets[k - 1].state_dict("trained")
             rewound = dataclasses.replace(self._start, tensors={**self._start.tensors, **state})
+            if self._rewind.finetunes:
+                rewound = dataclasses.replace(rewound, attached=self._rewind_point().without_moments().attached)
         else:
             rewound = self._start if k == 0 else self._rewind_point()
         model, self._layers = self._build(rewound.tensors, masks)
         restore_rng(rewound.rng)
-        capture_at = self._rewind.step if k == 0 and self._rewind.step > 0 else None
-        return self._make_level(model, k, masks, self.settings.seed, rewound_to=rewound, capture_at=capture_at)
+        return self._make_level(
+            model,
+            k,
+            masks,
+            self.settings.seed,
+            rewound_to=rewound,
+            captures=self._moments() if k == 0 else (),
+            finetunes=k > 0 and self._rewind.finetunes,
+        )
+
+    def _moments(self) -> list[Moment]:
+        """What has to be copied while level 0 trains."""
+        if self._rewind.moment is None:
+            return [("step", step) for step in self.settings.candidates if step]
+        return [self._rewind.moment] if self._rewind.moment != START else []
+
+    def _find_rewind_point(self) -> Iterator[Level]:
+        """For rewind="auto": train pairs of copies from the candidates until the smallest stable one is known."""
+        stability = Stability({0: self._start} | self._candidates, self._directory)
+        if self._rewound is None:
+            error = self.settings.rewind_error
+            assert error is not None  # the settings have checked
+            self._rewound = yield from stability.search(self._template, self._stability_level, error)
+            if self._directory:
+                self._directory.keep_snapshot("rewind", self._rewound)
+        self._result.stability.update(stability.barriers)
+        stability.forget()
+
+    def _stability_level(self, rewound: Snapshot, copy_of: int) -> Level:
+        """One of two copies that train on from a candidate with random states of their own."""
+        seed = derived_seed(self.settings.seed, rewound.step, f"stability {copy_of}")
+        model, self._layers = self._build(rewound.tensors, self._everything)
+        seed_all(seed)
+        return self._make_level(
+            model,
+            0,
+            self._everything,
+            seed,
+            control="stability",
+            rewound_to=rewound,
+            restores=is_no_data_order,
+            callbacks=(),
+        )
 
     def _control_masks(self, k: int, control: str) -> Mask:
         masks = self._result.tickets[k].masks
@@ -166,7 +213,7 @@ class Search(Iterator[Level]):
     def _control_level(self, k: int, control: str, masks: Mask) -> Level:
         """A control's network: fresh weights under the ticket's mask, or the ticket's network under another mask."""
         seed = derived_seed(self.settings.seed, k, control)
-        rewound = self._rewind_point()
+        rewound = self._start if self._rewind.keeps_training else self._rewind_point()
         seed_all(seed)
         if control == "reinit":
             dense, _ = self._build(self._start.tensors, self._everything)
@@ -180,7 +227,7 @@ class Search(Iterator[Level]):
     def _train(self, level: Level, masks: Mask) -> Iterator[Level]:
         """Hand the level out, time its training, and keep what came of it."""
         started_from = dense_state_dict(level.model)
-        initial = self._start.tensors if self._rewind.keeps_training and not level.control else started_from
+        initial = started_from if self._rewind.keeps_start or level.control else self._start.tensors
         initial = {name: initial[name].detach().cpu().clone() for name in _stored(started_from, self._aliases)}
         del started_from
         with preserved_rng():  # a progress bar must not change what is trained
@@ -188,10 +235,14 @@ class Search(Iterator[Level]):
         begin = time.perf_counter()
         yield level
         level.finish(time.perf_counter() - begin)
-        if level.captured is not None:
-            self._rewound = level.captured
+        for (_, step), captured in level.captured.items():
+            name = "rewind" if self._rewind.moment else f"candidate_{step}"
+            if self._rewind.moment:
+                self._rewound = captured
+            else:
+                self._candidates[step] = captured
             if self._directory:
-                self._directory.keep_snapshot("rewind", level.captured)
+                self._directory.keep_snapshot(name, captured)
         self._keep(self._ticket(level, masks, initial), {"seconds": level.seconds, "layers": self._layers})
 
     def _keep_untrained(self) -> None:
@@ -229,8 +280,7 @@ class Search(Iterator[Level]):
             density=masks.density,
             seed=seed,
             directory=self._directory.path if self._directory else None,
-            callbacks=self._callbacks,
-            **options,
+            **{"callbacks": self._callbacks, **options},
         )
 
     def _ticket(self, level: Level, masks: Mask, initial: Mapping[str, Tensor]) -> Ticket:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lth_sparse.engine.analyses.barrier import Barrier
 from lth_sparse.engine.controls import CONTROLS
 from lth_sparse.engine.level import EarlyStop, early_stop_of
 from lth_sparse.engine.ticket import Ticket
@@ -109,12 +110,14 @@ class TicketResult:
     Attributes:
         tickets: by level; levels: their records.
         controls, control_tickets: (level, kind) -> record and ticket of each control.
+        stability: step -> error barrier, of the candidates that rewind="auto" looked at.
     """
 
     tickets: list[Ticket]
     levels: list[LevelRecord]
     controls: dict[tuple[int, str], LevelRecord]
     control_tickets: dict[tuple[int, str], Ticket]
+    stability: dict[int, Barrier] = field(default_factory=dict)
 
     @property
     def ticket(self) -> Ticket:

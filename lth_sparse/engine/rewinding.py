@@ -2,7 +2,16 @@
 
 "init"      theta_0: the paper's own strategy (1803.03635, appendix B, strategy 1)
 "500it"     theta_k, the weights after k = 500 optimiser steps of level 0 (Frankle et al. 2019, 1903.01611)
+"3ep"       the same after 3 epochs, which the training loop counts with ``level.epoch()``
+"auto"      theta_k for the smallest candidate k at which training is stable, see ``engine/stability.py``
 "continue"  nowhere: the trained weights train on (strategy 2); the ticket itself still holds theta_0
+"lr"        nowhere, and the whole learning rate schedule is replayed (Renda et al. 2020, 2003.02389): as "continue",
+            but the ticket holds the weights that its own training began with
+"finetune"  as "lr", at the learning rate with which level 0 ended: of what is attached, an optimiser gets its groups of
+            then, without momentum, and a scheduler its state of then
+
+With the last three nothing but the weights is carried from level to level; a training loop that wants fewer steps for
+fine-tuning reads ``level.finetunes``.
 """
 
 from __future__ import annotations
@@ -12,7 +21,13 @@ from dataclasses import dataclass
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 
-__all__ = ["Rewind"]
+__all__ = ["END", "START", "Moment", "Rewind"]
+
+#: When a copy of everything is taken in level 0: ("step", k), ("epoch", k) or ("end", 0).
+Moment = tuple[str, int]
+
+START: Moment = ("step", 0)
+END: Moment = ("end", 0)
 
 
 @dataclass(frozen=True)
@@ -21,27 +36,43 @@ class Rewind:
 
     Attributes:
         name: what the user typed.
-        step: optimiser steps of level 0 after which the weights are taken; 0 is initialisation.
-        keeps_training: True for "continue".
+        moment: of level 0, whose weights or learning rate come back; START is initialisation; None for "auto", which
+            finds it.
+        keeps_training: the weights are those that the level before ended with.
+        keeps_start: the ticket's initial weights are those that its training began with, not theta_0.
     """
 
     name: str
-    step: int
-    keeps_training: bool
+    moment: Moment | None
+    keeps_training: bool = False
+    keeps_start: bool = True
 
     @classmethod
     def parse(cls, text: str) -> Rewind:
-        """Read "init", "continue" or a number of iterations such as "500it".
+        """Read one of the words above, a number of steps such as "500it" or of epochs such as "3ep".
 
         Raises:
             ArgumentError, ArgumentTypeError: anything else.
         """
         if not isinstance(text, str):
             raise ArgumentTypeError(expected("rewind", "a string such as 'init' or '500it'", text))
-        if text in ("init", "continue"):
-            return cls(text, 0, text == "continue")
-        match = re.fullmatch(r"(\d+)it", text)
+        words = {
+            "init": cls(text, START),
+            "auto": cls(text, None),
+            "continue": cls(text, START, keeps_training=True, keeps_start=False),
+            "lr": cls(text, START, keeps_training=True),
+            "finetune": cls(text, END, keeps_training=True),
+        }
+        if text in words:
+            return words[text]
+        match = re.fullmatch(r"(\d+)(it|ep)", text)
         if match is None:
-            what = "'init', 'continue' or a number of steps such as '500it'"
+            what = f"{', '.join(map(repr, words))}, a number of steps such as '500it' or of epochs such as '3ep'"
             raise ArgumentError(expected("rewind", what, repr(text)))
-        return cls(text, int(match[1]), False)
+        count = int(match[1])
+        return cls(text, ("epoch" if match[2] == "ep" and count else "step", count))
+
+    @property
+    def finetunes(self) -> bool:
+        """The learning rate is that of level 0's end."""
+        return self.moment == END

@@ -2,7 +2,9 @@
 
     run.json                       hyperparameters, model signature, versions, hash: which search this is
     start.safetensors              theta_0, buffers and random states at the start of level 0
-    rewind.safetensors             the same at step k, and the attached optimiser's state; only for rewind="<k>it"
+    rewind.safetensors             the same at step k, and the attached optimiser's state; unless rewind="init"
+    candidate_512.safetensors      the same at a step that rewind="auto" may choose, until it has
+    stability_512.json             the errors on the line between two copies that trained on from there
     level_03.safetensors           ticket of level 3: the level is finished exactly when this file exists
     level_03.json                  its wall time and layouts: what differs from run to run stays out of the ticket
     control_03_reinit.safetensors  and .json: a control
@@ -107,13 +109,41 @@ class RunDirectory:
         ticket.save(path)
 
     def snapshot(self, name: str) -> Snapshot | None:
-        """The stored snapshot "start" or "rewind", or None."""
+        """The stored snapshot "start", "rewind" or "candidate_<step>", or None."""
         path = self.path / f"{name}.safetensors"
         return Snapshot.load(path) if path.exists() else None
 
     def keep_snapshot(self, name: str, snapshot: Snapshot) -> None:
         """Store a snapshot."""
         snapshot.save(self.path / f"{name}.safetensors")
+
+    def candidates(self) -> dict[int, Snapshot]:
+        """The stored candidates for the rewind point, by step."""
+        return {step: Snapshot.load(path) for step, path in self._numbered("candidate_*.safetensors").items()}
+
+    def forget_candidates(self) -> None:
+        """Delete the candidates."""
+        for path in self._numbered("candidate_*.safetensors").values():
+            path.unlink(missing_ok=True)
+
+    def stability(self) -> dict[int, dict[str, list[float]]]:
+        """What was found of each candidate, by step; a damaged file counts as none, its copies are trained again."""
+        found = {}
+        for step, path in self._numbered("stability_*.json").items():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads(path.read_text())
+                found[step] = {key: [float(value) for value in content[key]] for key in ("positions", "errors")}
+        return found
+
+    def keep_stability(self, step: int, content: Mapping[str, Any]) -> None:
+        """Store what was found of one candidate."""
+        atomic_write(self.path / f"stability_{step}.json", (json.dumps(content) + "\n").encode())
+
+    def _numbered(self, pattern: str) -> dict[int, Path]:
+        """Step -> path of the files of ``pattern`` whose star is a number."""
+        before, after = pattern.split("*")
+        steps = {path.name.removeprefix(before).removesuffix(after): path for path in self.path.glob(pattern)}
+        return {int(step): path for step, path in steps.items() if step.isdecimal()}
 
     def _path(self, level: int, control: str | None) -> Path:
         stem = f"level_{level:02d}" if control is None else f"control_{level:02d}_{control}"

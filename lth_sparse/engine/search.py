@@ -16,6 +16,7 @@ from lth_sparse.engine.loop import Search
 from lth_sparse.engine.result import TicketResult
 from lth_sparse.engine.rng import preserved_rng
 from lth_sparse.engine.settings import Settings
+from lth_sparse.engine.stability import CANDIDATES
 from lth_sparse.errors import ArgumentTypeError, expected
 
 __all__ = ["find_ticket", "levels"]
@@ -46,6 +47,8 @@ def find_ticket(
     callbacks: Iterable[Any] = (),
     break_even: Mapping[str, float] | None = None,
     feature_major: bool = False,
+    rewind_error: Callable[[nn.Module], float] | None = None,
+    rewind_steps: Iterable[int] = CANDIDATES,
     score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     score_loss: Callable[[Any, Any], Tensor] | None = None,
     score_shape: tuple[int, ...] | None = None,
@@ -74,7 +77,10 @@ def find_ticket(
             densities, see :mod:`lth_sparse.engine.erk`.
         granularity: "weight", "row", "block:RxC", "vector:Rx1", "column", "filter", "channel", "kernel" or "N:M", see
             :mod:`lth_sparse.engine.granularity`.
-        rewind: "init", a step such as "500it" (attach the optimiser, see :meth:`Level.attach`), or "continue".
+        rewind: "init", a step such as "500it" or epochs such as "3ep" (attach the optimiser, see
+            :meth:`Level.attach`), "auto", "continue", "lr" or "finetune", see :mod:`lth_sparse.engine.rewinding`.
+        rewind_error: ``rewind_error(model)`` -> share of wrong answers, from which rewind="auto" takes the barriers
+            between copies; rewind_steps: the steps that it chooses from.
         one_shot: prune once; ``rate`` is then the final rate.
         min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.
         prune, freeze: names, globs or types of the only weights to prune, or of weights never to prune.
@@ -129,6 +135,8 @@ def find_ticket(
         reset_parameters=reset_parameters,
         break_even=break_even,
         feature_major=feature_major,
+        rewind_error=rewind_error,
+        rewind_steps=rewind_steps,
         score_batches=score_batches,
         score_loss=score_loss,
         score_shape=score_shape,

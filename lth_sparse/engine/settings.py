@@ -13,6 +13,7 @@ from lth_sparse.engine.criteria import Criterion, NamedCriterion, ScoreData, cri
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.rewinding import Rewind
 from lth_sparse.engine.scope import SCOPES
+from lth_sparse.engine.stability import CANDIDATES
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import LAYOUTS
 from lth_sparse.nn.convert import check_break_even
@@ -47,6 +48,8 @@ class Settings:
     reset_parameters: Callable[[nn.Module], Any] | None = None
     break_even: Mapping[str, float] | None = None
     feature_major: bool = False
+    rewind_error: Callable[[nn.Module], float] | None = None
+    rewind_steps: Iterable[int] = CANDIDATES
     score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
     score_loss: Callable[[Any, Any], Tensor] | None = None
     score_shape: tuple[int, ...] | None = None
@@ -71,7 +74,7 @@ class Settings:
             raise ArgumentTypeError(expected("rates", "a dict {name, glob or type: rate}", self.rates))
         self._set("rates", {key: _rate(f"rates[{key!r}]", value) for key, value in (self.rates or {}).items()})
         Granularity.parse(self.granularity)
-        Rewind.parse(self.rewind)
+        self._check_rewind()
         _one_of("scope", self.scope, SCOPES)
         _one_of("layout", self.layout, ("auto", *LAYOUTS))
         if self.layout == "bsr" and self.block is None:
@@ -121,6 +124,7 @@ class Settings:
         # Left out where they have no say, so that a directory of before they existed is still the same search's.
         later: dict[str, Any] = {"break_even": self.break_even} if self.break_even is not None else {}
         later |= {"feature_major": True} if self.feature_major else {}
+        later |= {"rewind_steps": self.candidates} if self.rewind == "auto" else {}
         later |= {} if self.dense_baseline else {"dense_baseline": False}
         later |= {"score_rounds": self.rounds} if self.rounds > 1 else {}
         for name in ("score_batches", "score_loss"):
@@ -150,6 +154,25 @@ class Settings:
         assert isinstance(self.controls, list)
         assert isinstance(self.control_levels, list)
         return [(level, kind) for level in self.control_levels for kind in self.controls]
+
+    @property
+    def candidates(self) -> list[int]:
+        """Steps of level 0 that rewind="auto" chooses from, ascending."""
+        return sorted(set(self.rewind_steps))
+
+    def _check_rewind(self) -> None:
+        if Rewind.parse(self.rewind).moment is not None:
+            return
+        if not callable(self.rewind_error):
+            what = "a callable (model) -> share of wrong answers, with rewind='auto'"
+            raise ArgumentTypeError(expected("rewind_error", what, self.rewind_error))
+        if isinstance(self.rewind_steps, (str, int)) or not isinstance(self.rewind_steps, Iterable):
+            raise ArgumentTypeError(expected("rewind_steps", "steps as int", self.rewind_steps))
+        steps = list(self.rewind_steps)
+        self._set("rewind_steps", steps)
+        for step in steps:
+            if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+                raise ArgumentError(expected("rewind_steps", "steps as int, none below 0", step))
 
     def _fill_in(self, criterion: NamedCriterion) -> None:
         """What was not given: as Frankle & Carbin have it, or as the papers of the criteria at initialisation do."""

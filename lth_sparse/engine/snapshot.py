@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from lth_sparse.nn import dense_state_dict, sparse_modules
 __all__ = ["Snapshot", "load_attached", "load_tensors"]
 
 KIND = "snapshot"
+
+#: What the stored state of an optimiser consists of.
+OPTIMISER = {"groups", "state", "rest"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Snapshot:
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in everything.items()}
         states = {name: _state(name, thing, model) for name, thing in attached.items()}
         return cls(step, tensors, capture_rng(), states)
+
+    def without_moments(self) -> Snapshot:
+        """The same with optimisers that keep their learning rates and lose what they had per parameter."""
+        attached = {
+            name: {**state, "state": {}} if isinstance(state, dict) and set(state) == OPTIMISER else state
+            for name, state in self.attached.items()
+        }
+        return replace(self, attached=attached)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; errors as in :func:`lth_sparse.engine.container.write`."""

@@ -36,6 +36,7 @@ class Level(Protocol):
 
     def attach(self, **states: Any) -> None: ...
     def step(self) -> Any: ...
+    def epoch(self) -> Any: ...
     def record(self, *, step: int, **metrics: float) -> None: ...
 
 
@@ -117,6 +118,8 @@ def _train(model: nn.Module, level: Level, preset: Preset, data: DataSet) -> dic
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         level.step()
+        if step * preset.batch // len(train) > (step - 1) * preset.batch // len(train):
+            level.epoch()
         if step % preset.evaluate_every == 0 or step == preset.iterations:
             metrics = measure(model, val, test)
             if not math.isfinite(metrics["val_loss"]):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_sparse._files import atomic_write
+from lth_sparse.report.analyses import Section
 from lth_sparse.report.summary import LevelSummary, Summary
 from lth_sparse.report.tables import Grid, seed_grid, summary_grid, verdict_grid
 from lth_sparse.report.verdict import Verdict
@@ -35,6 +36,7 @@ class Report:
         hyperparameters, versions, machine: name -> value, shown as tables.
         tickets: paths of the ticket files, best first; controls are not listed.
         crowded: None, or why the seconds are unreliable, such as other work on the machine.
+        analyses: further sections, about the ticket that the verdict names.
         created: when it was written.
     """
 
@@ -48,6 +50,7 @@ class Report:
     machine: Mapping[str, str]
     tickets: tuple[str, ...]
     crowded: str | None = None
+    analyses: tuple[Section, ...] = ()
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
 
 
@@ -90,6 +93,10 @@ def render_json(report: Report) -> str:
         "machine": dict(report.machine),
         "tickets": list(report.tickets),
         "crowded": report.crowded,
+        "analyses": {
+            section.title: [{"headers": grid.headers, "rows": grid.rows} for grid in section.grids]
+            for section in report.analyses
+        },
     }
     return json.dumps(_finite(facts), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
@@ -123,6 +130,9 @@ def render_html(report: Report) -> str:
         verdict_grid=verdict_grid(report.verdict, ""),
         summary_grid=summary_grid(summary, ""),
         seed_grids=_seed_grids(summary),
+        sections=[
+            (section, [(Markup(svg), caption) for svg, caption in section.figures]) for section in report.analyses
+        ],
         seeds=len(summary.seeds),
     )
 

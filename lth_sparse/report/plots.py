@@ -2,17 +2,15 @@
 
 The axes are the paper's (Frankle & Carbin 2018, figures 3 and 4): percent of weights left on a logarithmic scale, from
 100 at the left to the smallest ticket at the right; a line is the mean over the seeds, the band around it is minimum to
-maximum. Colours are Okabe and Ito's, distinct to colour-blind eyes, and every series has its own marker as well.
-The SVG refers to nothing outside itself and can be pasted into an HTML page beside others.
+maximum. Every series has its own marker beside its colour.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lth_sparse.report.figures import as_svg, figure_style, new_figure, tidy
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 from lth_sparse.report.verdict import accuracy_of
 
@@ -50,19 +48,8 @@ def seconds_plot(summary: Summary) -> str:
 
 
 def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = False, floor: bool = False) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    settings: Any = {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "svg.fonttype": "none",  # text stays text: smaller, searchable, read aloud
-        "svg.hashsalt": name,  # the same run gives the same file
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with rc_context(settings):
-        figure = Figure(figsize=SIZE, layout="constrained")
+    with figure_style(name):
+        figure = new_figure(SIZE)
         axes = figure.add_subplot()
         if summary.dense is not None and (dense := value(summary.dense)) is not None:
             axes.axhline(dense.mean, color=DENSE, linestyle="--", linewidth=1.4, label="dense network")
@@ -82,13 +69,8 @@ def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = F
             axes.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
         if zero:
             axes.set_ylim(bottom=0.0, top=axes.get_ylim()[1] * 1.05)
-        axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
-        axes.set_axisbelow(True)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(text.getvalue(), name, label)
+        tidy(axes)
+        return as_svg(figure, name, f"{label} against percent of weights left")
 
 
 def _series(
@@ -150,16 +132,3 @@ def _scaled(statistic: Statistic | None, factor: float) -> Statistic | None:
     if statistic is None:
         return None
     return Statistic(statistic.mean * factor, statistic.minimum * factor, statistic.maximum * factor, statistic.count)
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    """The bare <svg> element: no prolog, no metadata, and ids that no other plot on the page has."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    # The page sets the width; the viewBox keeps the proportions.
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label} against percent of weights left" ', 1)

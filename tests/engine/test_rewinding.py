@@ -19,16 +19,27 @@ Search = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("init", (0, False)), ("500it", (500, False)), ("0it", (0, False)), ("continue", (0, True))]
+    ("text", "expected"),
+    [
+        ("init", (("step", 0), False)),
+        ("500it", (("step", 500), False)),
+        ("0it", (("step", 0), False)),
+        ("3ep", (("epoch", 3), False)),
+        ("0ep", (("step", 0), False)),
+        ("continue", (("step", 0), True)),
+        ("lr", (("step", 0), True)),
+        ("finetune", (("end", 0), True)),
+        ("auto", (None, False)),
+    ],
 )
-def test_parse(text: str, expected: tuple[int, bool]) -> None:
+def test_parse(text: str, expected: tuple[Any, bool]) -> None:
     rewind = Rewind.parse(text)
-    assert (rewind.step, rewind.keeps_training) == expected
+    assert (rewind.moment, rewind.keeps_training) == expected
 
 
-@pytest.mark.parametrize("text", ["", "500", "it", "-5it", "5ep", "Init", "1.5it"])
+@pytest.mark.parametrize("text", ["", "500", "it", "-5it", "5epochs", "Init", "1.5it", "LR"])
 def test_unknown_rewind_is_refused(text: str) -> None:
-    with pytest.raises(ArgumentError, match="rewind: expected 'init', 'continue' or"):
+    with pytest.raises(ArgumentError, match="rewind: expected 'init', 'auto', 'continue', 'lr', 'finetune', a number"):
         Rewind.parse(text)
 
 

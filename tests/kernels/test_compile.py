@@ -30,7 +30,7 @@ def test_shipped_configurations_compile_as_intended(
     device: str, dtype: str, block: tuple[int, int], tokens: int, product: str
 ) -> None:
     if device not in DEVICES:
-        pytest.skip(f"this Triton cannot compile for {device} alone")
+        pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens))) == []
 
 
@@ -52,7 +52,7 @@ def test_shipped_convolutions_compile_as_intended(
     device: str, dtype: str, block: tuple[int, int], tokens: int, memory: str, product: str
 ) -> None:
     if device not in DEVICES:
-        pytest.skip(f"this Triton cannot compile for {device} alone")
+        pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens), memory=memory)) == []
 
 

@@ -101,8 +101,13 @@ class Listener:
     def attach(self, **states: Any) -> None:
         self.attached.update(states)
 
+    epochs: list[int] = field(default_factory=list)
+
     def step(self) -> None:
         self.steps += 1
+
+    def epoch(self) -> None:
+        self.epochs.append(self.steps)
 
     def record(self, **row: float) -> None:
         self.history.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -124,6 +125,14 @@ def test_optimiser_and_batches_are_attached_before_the_first_step(tiny: DataSet,
     strict = Strict()
     trained(tiny, strict, 0)
     assert strict.attached["optimizer"].param_groups[0]["lr"] == PRESET.lr
+
+
+def test_epochs_are_counted_by_the_examples_seen(tiny: DataSet, level: Any, seed: int) -> None:
+    trained(tiny, level, 0)
+    per_epoch = len(tiny.train) / PRESET.batch
+    whole = int(PRESET.iterations / per_epoch)
+    assert whole
+    assert level.epochs == [math.ceil(epoch * per_epoch) for epoch in range(1, whole + 1)]
 
 
 def test_adam_starts_afresh_at_every_call(tiny: DataSet, level: Any, seed: int) -> None:
