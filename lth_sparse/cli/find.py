@@ -292,7 +292,7 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
 def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any]:
     """What the search takes from the data: images for the criterion, the error that rewind="auto" makes barriers of."""
     keywords: dict[str, Any] = {}
-    if find_criterion(options.criterion).needs:
+    if find_criterion(options.criterion).needs in ("batches", "shape"):
         keywords["score_batches"] = score_batches(preset, data)
     if options.rewind == "auto":
         keywords["rewind_error"] = lambda model: 1.0 - evaluate(model, data.val)[1]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import lth_sparse as ls
 from lth_sparse.engine.criteria import CRITERIA, Scoring, ScoringContext, criterion_name, find_criterion, score
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, RunError
 
@@ -199,3 +200,28 @@ def test_an_unknown_name_is_answered_with_all_names() -> None:
 def test_names_of_criteria() -> None:
     assert criterion_name("magnitude") == "magnitude"
     assert criterion_name(torch.abs).endswith("abs")
+
+
+# --- outside of a search --------------------------------------------------------------------------------------------
+
+
+def test_theta_0_is_not_known_outside_of_a_search() -> None:
+    with pytest.raises(ArgumentError, match="criterion: expected one without theta_0 where no search began with it"):
+        score(find_criterion("movement"), "w", WEIGHT, ALL)
+
+
+@pytest.mark.parametrize("name", [name for name, criterion in CRITERIA.items() if criterion.needs])
+def test_early_birds_take_criteria_of_the_weights_alone(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"criterion: expected one of the weights as they are.*got '{name}', which"):
+        ls.EarlyBird(criterion=name)
+
+
+def test_early_birds_know_types_scopes_and_granularities() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 4))
+    early = ls.EarlyBird(rate=0.5, criterion="large_final", scope="erk", granularity="filter", freeze=["Linear"])
+    early.update(model)
+    assert early.mask is not None
+    assert list(early.mask) == ["0.weight"]
+    assert early.mask.nnz == 36
+    with pytest.raises(ArgumentError, match=r"granularity: expected one that applies to 2\.weight"):
+        ls.EarlyBird(granularity="filter").update(model)

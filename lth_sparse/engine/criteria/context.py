@@ -218,7 +218,13 @@ class ScoringContext:
 
     @property
     def initial(self) -> Tensor:
-        """theta_0, the weights the search began with, also where pruned and also when rewinding to a later step."""
+        """theta_0, the weights the search began with, also where pruned and also when rewinding to a later step.
+
+        Raises:
+            ArgumentError: scores are made outside of a search, where there is none.
+        """
+        if self.name not in self.scoring.initial:
+            raise ArgumentError(expected("criterion", "one without theta_0 where no search began with it", self.name))
         return self.scoring.initial[self.name]
 
     @property

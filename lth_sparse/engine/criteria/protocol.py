@@ -29,7 +29,8 @@ class NamedCriterion:
         rule: ``rule(context)`` -> scores, shape of ``context.weight``; the smallest are pruned first.
         at_init: scores the untrained network (theta_0 under the mask so far), so that no training precedes pruning.
         rounds: in how many rounds a search prunes in all when nothing else is said; scores are made anew in each.
-        needs: "" for weights alone, "batches" for gradients, "shape" for the shape of an input.
+        needs: beside the weights: "" for nothing, "initial" for theta_0, "batches" for gradients, "shape" for the shape
+            of an input.
     """
 
     name: str

@@ -14,7 +14,7 @@ CRITERIA: dict[str, NamedCriterion] = {
     criterion.name: criterion
     for criterion in (
         NamedCriterion("magnitude", large_final),
-        *(NamedCriterion(rule.__name__, rule) for rule in WEIGHT_RULES),
+        *(NamedCriterion(rule.__name__, rule, needs="initial" * initial) for rule, initial in WEIGHT_RULES.items()),
         NamedCriterion("gradient", gradient, needs="batches"),
         NamedCriterion("taylor", taylor, needs="batches"),
         NamedCriterion("snip", taylor, at_init=True, needs="batches"),

@@ -6,6 +6,8 @@ name says what is kept. Frankle & Carbin's own is large_final, here also called 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -82,16 +84,17 @@ def _rank(values: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-WEIGHT_RULES = (
-    large_final,
-    small_final,
-    random,
-    large_init,
-    small_init,
-    large_init_large_final,
-    small_init_small_final,
-    magnitude_increase,
-    movement,
-    large_final_same_sign,
-    large_final_diff_sign,
-)
+#: Rule -> whether it compares with theta_0.
+WEIGHT_RULES: dict[Callable[[ScoringContext], Tensor], bool] = {
+    large_final: False,
+    small_final: False,
+    random: False,
+    large_init: True,
+    small_init: True,
+    large_init_large_final: True,
+    small_init_small_final: True,
+    magnitude_increase: True,
+    movement: True,
+    large_final_same_sign: True,
+    large_final_diff_sign: True,
+}
