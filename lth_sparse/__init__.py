@@ -20,7 +20,7 @@ except ImportError as error:
 
 from lth_sparse import nn
 from lth_sparse._version import __version__
-from lth_sparse.engine import EarlyBird, Ticket, analyses, find_ticket, levels
+from lth_sparse.engine import EarlyBird, Ticket, analyses, find_ticket, initialise_, levels
 from lth_sparse.formats import Mask
 from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
 from lth_sparse.ops import functional
@@ -36,6 +36,7 @@ __all__ = [
     "densify_",
     "find_ticket",
     "functional",
+    "initialise_",
     "keep_memory",
     "levels",
     "nn",

@@ -168,6 +168,20 @@ def find(
             help="Train random controls of the best and of the last level.",
         ),
     ] = True,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="glorot_normal, glorot_truncated, kaiming_normal, orthogonal or signed_constant.",
+            show_default="the paper's, glorot_normal",
+        ),
+    ] = None,
+    more_controls: Annotated[
+        str,
+        typer.Option(
+            help="Further controls, comma separated: random, global_shuffled, dm_reinit, prune_at_0, noise_0.5, "
+            "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
+        ),
+    ] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -199,6 +213,8 @@ def find(
             freeze=tuple(freeze or ()),
             rate=rate,
             controls=controls,
+            more_controls=more_controls,
+            init=init,
             output=output,
             layout=layout,
             threads=threads,

@@ -18,28 +18,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
-from lth_sparse.engine import Search, TicketResult, find_ticket
+from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
 from lth_sparse.engine.analyses import count_cost
+from lth_sparse.engine.controls import CONTROLS, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
+from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
 from lth_sparse.nn import plan
 from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import (
-    PRESETS,
-    DataSet,
-    Preset,
-    build_model,
-    evaluate,
-    load_dataset,
-    make_train,
-    score_batches,
-)
+from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
+from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.html import Report, write_report
@@ -48,7 +43,6 @@ from lth_sparse.report.verdict import Verdict, candidate
 
 __all__ = ["Options", "Study", "command_line", "preset_of", "run"]
 
-CONTROLS = ("reinit", "shuffled")
 INTERRUPTED = 130
 TITLES = {"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"}
 FORMAT = 1
@@ -72,10 +66,20 @@ class Options:
     freeze: tuple[str, ...] = ()
     rate: float | None = None
     controls: bool = True
+    more_controls: str = ""
+    init: str | None = None
     output: Path | None = None
     layout: str = "auto"
     threads: int | None = None
     plan: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The controls to train: the required ones and, comma separated, those asked for; "all" names every one."""
+        if not self.controls:
+            return ()
+        more = [kind.strip() for kind in self.more_controls.split(",") if kind.strip()]
+        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more))))
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -88,15 +92,16 @@ def run(options: Options, console: Console | None = None) -> int:
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
-    settings = Settings(**keywords, **_from_data(options, preset, data))  # wrong ones raise before a directory is made
+    # Wrong ones raise here, before a directory remembers them; so does what the layers of the network refuse.
+    settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
     keywords["scope"] = settings.scope
-    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)  # so does what the layers refuse
+    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    note = _claim(directory, preset, keywords | ({"plan": True} if options.plan else {}))
+    note = _claim(directory, preset, keywords | _noted(options))
     if options.plan:
         keywords["break_even"] = _break_even(directory, preset, data)
     tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
@@ -129,7 +134,7 @@ class Study:
     def announce(self) -> None:
         """What is going to happen."""
         preset, seeds = self.preset, self.options.seeds
-        controls = f", {len(CONTROLS)} controls" if self.options.controls else ""
+        controls = f", {len(self.options.kinds)} controls" if self.options.controls else ""
         lines = [
             f"{_title(preset)} on {self.data}",
             f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
@@ -154,19 +159,32 @@ class Study:
         if not self.options.controls or level in (None, last):
             return
         self.say(f"Level {level} is the smallest that is as accurate and as quick as dense: its controls follow.", "")
-        self.tracker.extend([(level, kind) for kind in CONTROLS])
+        self.tracker.extend([(level, kind) for kind in self.options.kinds])
         for seed in range(self.options.seeds):
             self.search(seed, [level, last])
+
+    def model(self, seed: int) -> nn.Module:
+        """The network of a seed, at initialisation."""
+        model = build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout)
+        if self.options.init is None:
+            return model
+        return initialise_(model, self.options.init, torch.Generator().manual_seed(seed))
+
+    def reset(self) -> dict[str, Any]:
+        """How random controls draw fresh weights, if not as the network does by itself."""
+        scheme = self.options.init
+        return {} if scheme is None else {"reset_parameters": lambda model: initialise_(model, scheme)}
 
     def search(self, seed: int, control_levels: list[int]) -> None:
         """The whole search of one seed; what its directory holds already is read from there."""
         self.tracker.begin_seed(seed)
         self.results[seed] = find_ticket(
-            build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
+            self.model(seed),
             make_train(self.preset, self.data),
             **self.keywords,
+            **self.reset(),
             **_from_data(self.options, self.preset, self.data),
-            controls=CONTROLS if self.options.controls else (),
+            controls=self.options.kinds,
             control_levels=control_levels,
             directory=self.directory / f"seed_{seed}",
             seed=seed,
@@ -236,6 +254,8 @@ def preset_of(options: Options) -> Preset:
     Raises:
         ArgumentError: an unknown model or data set, or a value that a preset cannot have.
     """
+    if options.init is not None and options.init not in INITS:
+        raise ArgumentError(expected("init", f"one of {', '.join(INITS)}", repr(options.init)))
     if options.model not in PRESETS:
         raise ArgumentError(expected("model", f"one of {', '.join(PRESETS)}", repr(options.model)))
     preset = PRESETS[options.model]
@@ -255,12 +275,13 @@ def command_line(options: Options) -> str:
         value = getattr(options, option.name)
         if value == option.default:
             continue
+        name = option.name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{option.name}" if value else f"--no-{option.name}")
+            words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, tuple):
-            words += [word for one in value for word in (f"--{option.name}", str(one))]
+            words += [word for one in value for word in (f"--{name}", str(one))]
         else:
-            words += [f"--{option.name}", str(value)]
+            words += [f"--{name}", str(value)]
     return shlex.join(words)
 
 
@@ -287,6 +308,11 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
         **({"feature_major": True} if CONVS[preset.model] else {}),
     }
+
+
+def _noted(options: Options) -> dict[str, Any]:
+    """Options that a directory remembers where they are given."""
+    return ({"plan": True} if options.plan else {}) | ({"init": options.init} if options.init else {})
 
 
 def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any]:
@@ -319,7 +345,7 @@ def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, flo
 
 def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
-    return levels + [(preset.levels, kind) for kind in CONTROLS if options.controls]
+    return levels + [(preset.levels, kind) for kind in options.kinds]
 
 
 def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:

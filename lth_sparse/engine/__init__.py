@@ -9,6 +9,7 @@ from __future__ import annotations
 from lth_sparse.engine import analyses
 from lth_sparse.engine.criteria import ScoringContext
 from lth_sparse.engine.early_bird import EarlyBird
+from lth_sparse.engine.inits import initialise_
 from lth_sparse.engine.level import EarlyStop, Level
 from lth_sparse.engine.loop import Search
 from lth_sparse.engine.result import LevelRecord, TicketResult, Verdict
@@ -27,5 +28,6 @@ __all__ = [
     "Verdict",
     "analyses",
     "find_ticket",
+    "initialise_",
     "levels",
 ]

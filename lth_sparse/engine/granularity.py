@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,7 +166,7 @@ class Granularity:
         each other, so that every group keeps a count that it had somewhere.
         """
         if self.of is not None:
-            return self._shuffled_groups(mask, generator)
+            return self.shuffled_groups([mask], generator)[0]
         sizes = self.sizes(mask.shape)
         tiles = self.pool(mask.cpu()) > 0
         for size in sizes.unique().tolist():
@@ -174,19 +174,23 @@ class Granularity:
             tiles[places] = tiles[places[torch.randperm(len(places), generator=generator)]]
         return self.expand(tiles, mask.shape).to(mask.device)
 
-    def _shuffled_groups(self, mask: Tensor, generator: torch.Generator) -> Tensor:
-        assert self.of is not None  # shuffled() has asked
-        group = self.of[1]
-        matrix = self._matrix(mask.cpu()).clone()
-        whole = matrix.shape[1] // group * group
-        for start, stop, width in ((0, whole, group), (whole, matrix.shape[1], matrix.shape[1] - whole)):
-            if start == stop:
-                continue
-            groups = matrix[:, start:stop].reshape(-1, width)
+    def shuffled_groups(self, masks: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """For "N:M": masks whose groups have changed places with groups of their own width, and their weights too."""
+        assert self.of is not None  # whoever calls has asked
+        matrices = [self._matrix(mask.cpu()).clone() for mask in masks]
+        pieces: dict[int, list[Tensor]] = {}
+        for matrix in matrices:
+            whole = matrix.shape[1] // self.of[1] * self.of[1]
+            for part, width in ((matrix[:, :whole], self.of[1]), (matrix[:, whole:], matrix.shape[1] - whole)):
+                if part.numel():
+                    pieces.setdefault(width, []).append(part)
+        for width, parts in pieces.items():
+            groups = torch.cat([part.reshape(-1, width) for part in parts])
             groups = groups[torch.randperm(len(groups), generator=generator)]
-            places = torch.rand(groups.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
-            matrix[:, start:stop] = groups.gather(1, places).reshape(matrix.shape[0], -1)
-        return matrix.reshape(mask.shape).to(mask.device)
+            groups = groups.gather(1, torch.rand(groups.shape, generator=generator, dtype=torch.float64).argsort(dim=1))
+            for part, new in zip(parts, groups.split([part.numel() // width for part in parts]), strict=True):
+                part.copy_(new.reshape(part.shape))  # a view of its matrix
+        return [matrix.reshape(mask.shape).to(mask.device) for matrix, mask in zip(matrices, masks, strict=True)]
 
     @property
     def _single(self) -> bool:

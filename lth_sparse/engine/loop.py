@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth_sparse.engine.controls import reinitialise_, shuffled
+from lth_sparse.engine.controls import FRESH, altered, control_masks, reinitialise_
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
 from lth_sparse.engine.pruning import check_depth, prune_level
@@ -204,22 +204,23 @@ class Search(Iterator[Level]):
         )
 
     def _control_masks(self, k: int, control: str) -> Mask:
-        masks = self._result.tickets[k].masks
-        if control == "reinit":
-            return masks
-        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, "shuffled mask"))
-        return shuffled(masks, self._tile, generator)
+        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, f"{control} mask"))
+        return control_masks(control, self._result.tickets[k].masks, self._start.tensors, self._tile, generator)
 
     def _control_level(self, k: int, control: str, masks: Mask) -> Level:
         """A control's network: fresh weights under the ticket's mask, or the ticket's network under another mask."""
         seed = derived_seed(self.settings.seed, k, control)
         rewound = self._start if self._rewind.keeps_training else self._rewind_point()
         seed_all(seed)
-        if control == "reinit":
+        if control in FRESH:
             dense, _ = self._build(self._start.tensors, self._everything)
             changed = [name for name, rate in self._rates.items() if rate]
             fresh = reinitialise_(dense, changed, self.settings.reset_parameters)
             rewound = Snapshot.take(fresh, 0, {})
+        else:
+            generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, f"{control} weights"))
+            own = altered(control, rewound.tensors, self._result.tickets[k].masks, generator)
+            rewound = dataclasses.replace(rewound, tensors=own)
         model, self._layers = self._build(rewound.tensors, masks)
         seed_all(seed)
         return self._make_level(model, k, masks, seed, control=control, rewound_to=rewound)

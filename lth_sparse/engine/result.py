@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lth_sparse.engine.analyses.barrier import Barrier
-from lth_sparse.engine.controls import CONTROLS
+from lth_sparse.engine.controls import CONTROLS, JUDGES, REQUIRED
 from lth_sparse.engine.level import EarlyStop, early_stop_of
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
@@ -26,12 +26,13 @@ def ticket_kind(accurate: bool, quick: bool | None, compared: Iterable[str], as_
     Args:
         accurate: test accuracy is no lower than dense, a' >= a.
         quick: the early stop comes no later than dense's, j' <= j; None where that was not recorded.
-        compared: kinds of the controls that were trained at this level; "winning" needs all of ``CONTROLS``.
-        as_good: those of them that are as accurate as the ticket; "winning" needs none.
+        compared: kinds of the controls that were trained at this level; "winning" needs all of ``REQUIRED``.
+        as_good: those of them that are as accurate as the ticket; "winning" needs none of ``JUDGES``.
     """
     if not accurate:
         return "not"
-    return "winning" if quick and set(compared) == set(CONTROLS) and not list(as_good) else "matching"
+    proved = set(REQUIRED) <= set(compared) and not set(as_good) & set(JUDGES)
+    return "winning" if quick and proved else "matching"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class Verdict:
     """Judgement over one search.
 
     Attributes:
-        kind: "winning": as accurate as dense, as early, and better than both controls; "matching": as accurate as
-            dense, but later, or a control is missing or does as well; "not": less accurate at every level.
+        kind: "winning": as accurate as dense, as early, and better than the controls; "matching": as accurate as
+            dense, but later, or a required control is missing or one that judges does as well; "not": less accurate
+            at every level.
         level, density: the smallest winning level, else the smallest matching one, else the last.
         text: one sentence.
         rows: per level: level, density, kind, step, accuracy, seconds, controls {kind: accuracy}.
@@ -191,7 +193,7 @@ class TicketResult:
 
 def _doubt(row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
     """Why a network that is accurate enough is not called a winning ticket."""
-    missing = [words for kind, words in CONTROLS.items() if kind not in row["controls"]]
+    missing = [CONTROLS[kind] for kind in REQUIRED if kind not in row["controls"]]
     if row["step"] is None or dense["step"] is None:
         return "without val_loss in the history nothing is known of its speed"
     if row["step"] > dense["step"]:

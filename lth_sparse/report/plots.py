@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lth_sparse.report.figures import as_svg, figure_style, new_figure, tidy
+from lth_sparse.report.figures import COLOURS, as_svg, figure_style, new_figure, tidy
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 from lth_sparse.report.verdict import accuracy_of
 
@@ -56,8 +56,10 @@ def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = F
             if dense.count > 1:
                 axes.axhspan(dense.minimum, dense.maximum, color=DENSE, alpha=0.10, linewidth=0)
         _series(axes, summary.levels, value, TICKET, "o", "ticket")
+        others: list[str] = []
         for kind in sorted({control.control or "" for control in summary.controls}):
-            colour, marker, aside = CONTROLS.get(kind, ("#000000", "x", 1.0))
+            colour, marker, aside = CONTROLS.get(kind) or (COLOURS[(2 + len(others)) % len(COLOURS)], "x", 1.0)
+            others += [kind] if kind not in CONTROLS else []
             members = [control for control in summary.controls if control.control == kind]
             _series(axes, members, value, colour, marker, control_name(kind), line="--", aside=aside)
         if floor and summary.floor is not None:

@@ -10,9 +10,10 @@ that mean, sqrt(a (1 - a) / (images seeds)): a difference of one test image prov
     quick        j' <= j
     a control does as well when its accuracy is within `margin` of the ticket's or above it
 
-"winning": accurate, quick, all controls trained, and none does as well. "matching": accurate, but slower, without
-some control, or a control does as well. "not": less accurate than dense (`engine.result.ticket_kind`). The smallest
-winning level is named, else the smallest matching one, else the last.
+"winning": accurate, quick, the required controls trained, and none of those that judge does as well
+(`engine.controls`). "matching": accurate, but slower, without a required control, or one that judges does as well.
+"not": less accurate than dense (`engine.result.ticket_kind`). The smallest winning level is named, else the smallest
+matching one, else the last.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lth_sparse.engine.controls import CONTROLS
+from lth_sparse.engine.controls import JUDGES, REQUIRED
 from lth_sparse.engine.result import ticket_kind
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 
 __all__ = ["Comparison", "Verdict", "accuracy_of", "candidate", "compare", "judge", "percent"]
+
+#: What a control that does as well leaves unproved; without an entry, the initialisation.
+UNPROVED = {
+    "shuffled": "which weights of a layer are kept, beyond how many,",
+    "random": "anything but the number of weights in each layer",
+    "global_shuffled": "where the weights are, beyond how many,",
+    "prune_at_0": "training before pruning",
+}
 
 RANK = {"winning": 2, "matching": 1, "not": 0}
 
@@ -137,7 +146,9 @@ def _standard_error(accuracy: Statistic, images: int | None) -> float:
 def _as_good(ours: Statistic | None, controls: tuple[LevelSummary, ...], margin: float) -> Iterable[str]:
     for control in controls:
         theirs = accuracy_of(control)
-        if ours is not None and theirs is not None and control.control and theirs.mean >= ours.mean - margin:
+        if ours is None or theirs is None or control.control not in JUDGES:
+            continue
+        if theirs.mean >= ours.mean - margin:
             yield control.control
 
 
@@ -178,7 +189,7 @@ def _about_controls(best: Comparison) -> Iterable[str]:
         yield f"The {name} of the same size reaches {_range(control)}{when}."
     if best.kind == "not":
         return
-    missing = [words for kind, words in CONTROLS.items() if kind not in best.compared]
+    missing = [control_name(kind) for kind in REQUIRED if kind not in best.compared]
     if missing:
         yield f"The {' and the '.join(missing)} was not trained at this level, so this is not the whole comparison."
     if best.as_good:
@@ -209,9 +220,7 @@ def _about_last(last: Comparison) -> Iterable[str]:
 
 def _matters(kind: str) -> str:
     """What a control that does as well leaves unproved."""
-    if kind == "shuffled":
-        return "which weights of a layer are kept, beyond how many,"
-    return "the ticket's own initialisation"
+    return UNPROVED.get(kind, "the ticket's own initialisation")
 
 
 def _range(level: LevelSummary) -> str:

@@ -77,7 +77,7 @@ def test_report_repeats_the_command(finished: tuple[Path, Any]) -> None:
 
 def test_page_is_beside_it(finished: tuple[Path, Any]) -> None:
     text = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 + 6  # the curves, and a figure for each analysis
     assert "src=" not in text
 
 
@@ -281,3 +281,29 @@ def test_an_unknown_model_lists_the_known() -> None:
 def test_command_line_quotes_what_a_shell_would_split() -> None:
     options = Options(controls=False, rate=0.3, output=Path("my runs"))
     assert command_line(options) == "lth-sparse find lenet --rate 0.3 --no-controls --output 'my runs'"
+
+
+def test_more_controls_and_another_initialisation(find_tiny: Run, tmp_path: Path) -> None:
+    words = ("--seeds", 1, "--init", "kaiming_normal", "--more-controls", "rescaled, prune_at_0", "--output", tmp_path)
+    assert find_tiny(*words).code == 0
+    facts = facts_of(tmp_path)
+    assert {control["control"] for control in facts["controls"]} == {"reinit", "shuffled", "rescaled", "prune_at_0"}
+    assert "--init kaiming_normal" in facts["command"]
+    ticket = Ticket.load(tmp_path / "seed_0" / "level_00.safetensors")
+    assert float(ticket.initial["fc1.weight"].std()) == pytest.approx((2 / 784) ** 0.5, rel=0.01)
+    other = find_tiny("--seeds", 1, "--output", tmp_path)
+    assert other.code == 1
+    assert "holds a run with init 'kaiming_normal'" in other.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--init", "xavier"), "init: expected one of glorot_normal"),
+        (("--more-controls", "luck"), "controls: expected one of 'reinit'"),
+    ],
+)
+def test_unknown_controls_and_initialisations_are_refused(find_tiny: Run, words: Any, message: str) -> None:
+    outcome = find_tiny(*words)
+    assert outcome.code == 1
+    assert message in outcome.err

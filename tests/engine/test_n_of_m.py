@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lth_sparse.engine.controls import control_masks
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.pruning import check_depth
 from lth_sparse.engine.scope import prune, survivors
@@ -99,6 +100,20 @@ def test_shuffled_masks_stay_n_of_m(shape: tuple[int, ...]) -> None:
     assert all(kept == min(2, width) for kept, width in groups(found, 4))
     assert not torch.equal(found, mask)
     assert torch.equal(found, tile.shuffled(mask, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "global_shuffled", "prune_at_0"])
+def test_masks_of_controls_stay_n_of_m(kind: str) -> None:
+    tile, shapes = Granularity.parse("2:4"), {"a": (6, 16), "b": (5, 13), "frozen": (3, 3)}
+    masks = {name: everything(*shape) for name, shape in shapes.items()}
+    scores = {name: torch.rand(shape) for name, shape in shapes.items()}
+    masks = prune(scores, masks, {"a": 0.6, "b": 0.6}, 1, granularity=tile).masks
+    theta = {name: torch.randn(shape) for name, shape in shapes.items()}
+    found = control_masks(kind, masks, theta, tile, torch.Generator().manual_seed(1))
+    for name in ("a", "b"):
+        assert all(kept == min(2, width) for kept, width in groups(found[name], 4))
+        assert not torch.equal(found[name], masks[name])
+    assert bool(found["frozen"].all())
 
 
 @pytest.mark.parametrize(
