@@ -251,7 +251,7 @@ _NUMBER = r"([1-9]\d*)"
 FORMS: tuple[Form, ...] = (
     Form("'weight'", "weight", Granularity),
     Form("'row'", "row", lambda text: Granularity(text, 1, None)),
-    Form("'block:RxC', such as 'block:16x16',", f"block:{_NUMBER}x{_NUMBER}", Granularity),
+    Form("'block:RxC', such as 'block:16x16'", f"block:{_NUMBER}x{_NUMBER}", Granularity),
     Form("'vector:Rx1'", f"vector:{_NUMBER}x{_NUMBER}", _vector),
     Form("'column'", "column", lambda text: Granularity(text, None, 1)),
     Form("'filter'", "filter", lambda text: Granularity(text, 1, None, convolutions=True)),
