@@ -9,7 +9,9 @@ VENV ?= .venv
 RUN ?= runs/lenet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-GPU_CSV ?= gpu_linear.csv
+GPU_OUT ?= runs/gpu
+GPU_MINUTES ?= 9
+GPU_PYTHON ?= $(BIN)/python
 
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements.stamp
@@ -75,9 +77,9 @@ sanitize-python: $(PACKAGE) ## the kernel tests of pytest with an extension unde
 bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv bench.csv" and the like are passed on)
 	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
 
-gpu: $(PACKAGE) ## on a machine with an NVIDIA GPU: the tests that need one, then time the kernels (GPU_CSV=file)
-	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
-	$(BIN)/python -m benchmarks.gpu_linear --csv $(GPU_CSV)
+# GPU_PYTHON names another interpreter, one that has the package and what it needs: nothing is installed for it.
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(PACKAGE)) ## on a machine with an NVIDIA GPU: the tests that need one, the benchmarks, plots (GPU_OUT=folder)
+	$(GPU_PYTHON) -m lth_sparse.benchmarks.gpu.session --out $(GPU_OUT) --minutes $(GPU_MINUTES) -- $(PYTEST_ARGS)
 
 gpu-compile: $(PACKAGE) ## without a GPU: compile the Triton kernels for several, print registers, memory, instructions
 	$(BIN)/python tests/kernel_gate.py

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "cdiv", "heuristic", "padded",
-           "read_table", "select", "splits_for"]  # fmt: skip
+__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv", "heuristic",
+           "padded", "read_table", "select", "splits_for", "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
@@ -51,12 +51,17 @@ class Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """One product: its kind, dtype, block ``(R, C)`` and number of tokens."""
+    """One product: its kind, dtype, block ``(R, C)`` and number of tokens.
+
+    Attributes:
+        tma: the operands' alignment and strides allow tiles by descriptor (``bsr_linear.allows_tma``).
+    """
 
     product: str
     dtype: str
     block: tuple[int, int]
     tokens: int
+    tma: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -81,6 +86,7 @@ class Tile:
         block_n: its columns; divides the padded block side.
         block_k: elements summed in one step: positions, or tokens for the weight gradient.
         precision: ``tl.dot``'s ``input_precision``, of meaning for float32 alone.
+        tma: operands are loaded through descriptors; only for a problem that allows it.
     """
 
     block_m: int
@@ -89,6 +95,7 @@ class Tile:
     num_warps: int
     num_stages: int
     precision: str = "ieee"
+    tma: bool = False
 
 
 def cdiv(a: int, b: int) -> int:
@@ -119,8 +126,10 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     # An accumulator of 64 registers a thread at most; 32 where three TF32 products need their operands in registers.
     warps = 8 if block_m * block_n * size > 128 * 64 * 2 else 4
     bytes_of_step = (block_m + block_n) * block_k * size
-    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, device.shared // bytes_of_step))
-    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
+    room = device.shared - 32 * block_k  # the indices of all stages have their own
+    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, room // bytes_of_step))
+    tma = problem.tma and gathers and device.arch // 10 == 9 and not device.hip and problem.sides[1] % block_k == 0
+    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem), tma)
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
@@ -155,6 +164,32 @@ def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> in
     return 2 * held if gathers else held
 
 
+def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
+    """``tile`` for a gradient whose kernel also reads the result of the ReLU in front of it, element by element.
+
+    The third operand takes buffers from the other two, down to the fewest that overlap copies and arithmetic. A large
+    tile is spread over eight warps and goes in steps of half the depth, or it would spill.
+    """
+    size = tile.block_m * tile.block_n
+    warps = max(tile.num_warps, 8) if size >= 128 * 64 else tile.num_warps
+    halves = 2 if not gathers and size >= 128 * 32 and tile.block_k >= 64 else 1
+    third = tile.block_m if gathers else tile.block_n
+    step = tile.block_m + tile.block_n
+    stages = max(halves * tile.num_stages * step // (step + third), min(tile.num_stages, 6 if gathers else 3))
+    # an odd stage of a gather holds indices alone, and two is what AMD's pipeline has
+    stages = stages - stages % 2 if gathers else stages
+    stages = stages if tile.num_stages > 2 else tile.num_stages
+    return replace(tile, block_k=tile.block_k // halves, num_warps=warps, num_stages=stages)
+
+
+def without_runs(tile: Tile) -> Tile:
+    """``tile`` for a forward gather whose activations Triton cannot copy asynchronously.
+
+    The values alone are then pipelined, and they wait for no index: every stage is a buffer of theirs.
+    """
+    return replace(tile, num_stages=max(tile.num_stages // 2, 2))
+
+
 def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
     """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
 
@@ -169,7 +204,9 @@ def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
 
 def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
     """The table's configuration for the problem on this device, else the heuristic's."""
-    tile = read_table(device.name).get(problem.key) or heuristic(device, problem)
+    tile = read_table(device.name).get(problem.key)
+    if tile is None or (tile.tma and not problem.tma):
+        tile = heuristic(device, problem)
     if problem.dtype != "float32":
         return tile
     return replace(tile, precision=precision_of(device, problem, tf32))
@@ -199,7 +236,7 @@ def read_table(device_name: str, folder: Path = TABLES) -> dict[str, Tile]:
     if not path.exists():
         return {}
     content = json.loads(path.read_text())
-    names = {field.name for field in fields(Tile)} - {"precision"}
+    names = {field.name for field in fields(Tile)} - {"precision", "tma"}
     tiles: dict[str, Tile] = {}
     for key, entry in content["tiles"].items():
         if set(entry) != names or not all(type(value) is int and value > 0 for value in entry.values()):

@@ -11,6 +11,7 @@ __all__ = [
     "ArgumentTypeError",
     "BackendError",
     "DataError",
+    "InvariantError",
     "LTHSparseError",
     "RunError",
     "TicketError",
@@ -36,6 +37,10 @@ class TicketError(LTHSparseError, ValueError):
 
 class RunError(LTHSparseError, RuntimeError):
     """A run directory cannot be used: other hyperparameters, locked, not writable, disk full."""
+
+
+class InvariantError(RunError):
+    """With strict=True: something that must hold in every search did not; the message names layer, index and step."""
 
 
 class DataError(LTHSparseError, ValueError):

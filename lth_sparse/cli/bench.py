@@ -68,6 +68,15 @@ def bench(
         int | None,
         typer.Option(min=1, help="With --end-to-end: steps of a level.", show_default="lenet 300, conv6 20"),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu; or cuda: the suite of the GPU kernels, with --cases, --goals, --minutes alone.")
+    ] = "cpu",
+    goals: Annotated[
+        str | None, typer.Option(help="With --device cuda: some of G1 ... G11, with commas.", show_default="all")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With --device cuda: begin no case after so long.", show_default="5")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Append every measurement to this file.", show_default=False)] = None,
     plots: Annotated[Path | None, typer.Option(help="Directory to draw SVG plots into.", show_default=False)] = None,
 ) -> int:
@@ -90,6 +99,9 @@ def bench(
             parts=parts,
             levels=levels,
             iterations=iterations,
+            device=device,
+            goals=goals,
+            minutes=minutes,
             csv=csv,
             plots=plots,
         )

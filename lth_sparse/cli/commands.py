@@ -182,6 +182,9 @@ def find(
             "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
         ),
     ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -215,6 +218,7 @@ def find(
             controls=controls,
             more_controls=more_controls,
             init=init,
+            strict=strict,
             output=output,
             layout=layout,
             threads=threads,
@@ -228,7 +232,7 @@ def convert(
     ticket: Annotated[Path, typer.Argument(help="A ticket file written by find or Ticket.save.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     to: Annotated[
-        str, typer.Option(help="dense: a state dict for the plain architecture; csr: values with their indices.")
+        str, typer.Option(help="dense: a state dict for the plain architecture; csr, 2:4: values with their indices.")
     ] = "dense",
     weights: Annotated[
         str, typer.Option(help="trained: as the level ended; initial: as the ticket starts training.")
@@ -265,6 +269,7 @@ def plan(
     predict: Annotated[
         bool, typer.Option("--predict", help="Ask the cost model instead of timing this network's layers.")
     ] = False,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda or cuda:N.")] = "cpu",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures to this file.", show_default=False)
     ] = None,
@@ -279,6 +284,7 @@ def plan(
         block=block,
         threads=threads,
         predict=predict,
+        device=device,
         json_file=json_file,
     )
 

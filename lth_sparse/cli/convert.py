@@ -4,6 +4,8 @@ dense   the state dict of the plain architecture, zeros where pruned; load_state
 csr     of every pruned layer values [nnz], crow_indices int32 [rows + 1] and col_indices int32 [nnz], the names that
         lth_sparse.nn's layers have in their own state dict; everything else stays dense. The shapes of the dense
         weights are JSON in the file's metadata, under "shapes".
+2:4     likewise values [rows, cols / 2], positions uint8 [rows, ceil(cols / 8)] and value_mask (empty where all is
+        live), see lth_sparse.formats.SemiStructured; a ticket whose masks are not 2:4 is refused
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.formats import make_layout
 from lth_sparse.report.tables import Grid, plain_text
 
-__all__ = ["FORMATS", "csr_tensors", "dense_tensors", "run"]
+__all__ = ["FORMATS", "csr_tensors", "dense_tensors", "run", "semi_structured_tensors"]
 
 WEIGHTS = ("trained", "initial")
 
@@ -63,13 +65,30 @@ def dense_tensors(ticket: Ticket, weights: str) -> dict[str, Tensor]:
 
 def csr_tensors(ticket: Ticket, weights: str) -> dict[str, Tensor]:
     """The same with every pruned weight as values, crow_indices and col_indices."""
+    return _compact("csr", ticket, weights)
+
+
+def semi_structured_tensors(ticket: Ticket, weights: str) -> dict[str, Tensor]:
+    """The same with every pruned weight as values, positions and value_mask.
+
+    Raises:
+        ArgumentError: a mask that keeps more than two of four weights, or of rows that are no multiple of four long.
+    """
+    return _compact("2:4", ticket, weights)
+
+
+def _compact(kind: str, ticket: Ticket, weights: str) -> dict[str, Tensor]:
+    """Pruned weights as values and the index tensors that identify the mask, all else dense."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in dense_tensors(ticket, weights).items():
         mask = ticket.masks.get(ticket.aliases.get(name, name))
         if mask is None or bool(mask.all()):
             tensors[name] = tensor
             continue
-        layout = make_layout("csr", mask)
+        try:
+            layout = make_layout(kind, mask)
+        except ArgumentError as error:
+            raise ArgumentError(f"{name}: {error}") from error
         prefix = name.removesuffix("weight")
         tensors[f"{prefix}values"] = layout.gather(tensor).contiguous()
         for index_name in layout.KEY_NAMES:
@@ -77,7 +96,7 @@ def csr_tensors(ticket: Ticket, weights: str) -> dict[str, Tensor]:
     return tensors
 
 
-FORMATS = {"dense": dense_tensors, "csr": csr_tensors}
+FORMATS = {"dense": dense_tensors, "csr": csr_tensors, "2:4": semi_structured_tensors}
 
 
 def _metadata(ticket: Ticket, to: str, weights: str) -> dict[str, str]:

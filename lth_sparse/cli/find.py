@@ -72,6 +72,7 @@ class Options:
     layout: str = "auto"
     threads: int | None = None
     plan: bool = False
+    strict: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -183,6 +184,7 @@ class Study:
             make_train(self.preset, self.data),
             **self.keywords,
             **self.reset(),
+            strict=self.options.strict,
             **_from_data(self.options, self.preset, self.data),
             controls=self.options.kinds,
             control_levels=control_levels,

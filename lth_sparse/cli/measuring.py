@@ -1,14 +1,15 @@
 """`lth-sparse bench`: the benchmarks of lth_sparse.benchmarks on this machine, as tables, CSV and plots.
 
 Without --end-to-end single layers are measured, each against dense torch and other libraries; with it whole training
-steps, or the whole search for a ticket, of LeNet, Conv-6, VGG-19 and ResNet-18, or chains of equal layers.
+steps, or the whole search for a ticket, of LeNet, Conv-6, VGG-19 and ResNet-18, or chains of equal layers. With
+--device cuda it is the suite of the GPU kernels.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,20 +51,48 @@ class Options:
     parts: str | None = None
     levels: int | None = None
     iterations: int | None = None
+    device: str = "cpu"
+    goals: str | None = None
+    minutes: float | None = None
     csv: Path | None = None
     plots: Path | None = None
 
 
 def run(options: Options, console: Console | None = None) -> int:
-    """Measure, print, write; 0.
+    """Measure, print, write; 0. On a GPU 1 when something failed; the rest is measured all the same.
 
     Raises:
         ArgumentError: any of the user's mistakes, before anything is measured.
+        BackendError: no GPU for --device cuda.
     """
     console = Console() if console is None else console
+    if options.device != "cpu":
+        return _gpu(options, console)
+    for name in ("goals", "minutes"):
+        if getattr(options, name) is not None:
+            raise ArgumentError(expected(f"--{name}", "--device cuda beside it", "none"))
     if options.csv is not None:
         check_csv(options.csv, end_to_end.COLUMNS if options.end_to_end else COLUMNS)
     return (_networks if options.end_to_end else _layers)(options, console)
+
+
+#: What the suite for GPUs takes of the command line.
+GPU_OPTIONS = ("cases", "device", "goals", "minutes", "csv", "plots")
+
+
+def _gpu(options: Options, console: Console) -> int:
+    from lth_sparse.benchmarks.gpu import __main__ as gpu
+    from lth_sparse.benchmarks.gpu.cases import select as select_gpu
+
+    if options.device != "cuda":
+        raise ArgumentError(expected("--device", "cpu or cuda", options.device))
+    for option in fields(Options):
+        if option.name not in GPU_OPTIONS and getattr(options, option.name) != option.default:
+            name = f"--{option.name.replace('_', '-')}"
+            raise ArgumentError(expected(name, "no --device cuda beside it, whose cases are fixed", "both"))
+    names = [words(text) if text is not None else () for text in (options.goals, options.cases)]
+    minutes = gpu.MINUTES if options.minutes is None else options.minutes
+    return gpu.run(select_gpu(*names), options.csv, options.plots, minutes, lambda line: _say(console, line))
 
 
 def _layers(options: Options, console: Console) -> int:

@@ -27,7 +27,7 @@ from lth_sparse.nn import PlanTable
 from lth_sparse.paper import PRESETS, build_model
 from lth_sparse.report.tables import Grid, plain_text, rich_table
 
-__all__ = ["network", "parse_block", "parse_densities", "parse_shape", "run", "show"]
+__all__ = ["network", "parse_block", "parse_densities", "parse_device", "parse_shape", "run", "show"]
 
 #: The batch of the paper, and the images of its data sets.
 DEFAULT_INPUTS = {"lenet": (60, 784), "conv2": (60, 3, 32, 32), "conv4": (60, 3, 32, 32), "conv6": (60, 3, 32, 32)}
@@ -41,6 +41,7 @@ def run(
     block: str | None = None,
     threads: int | None = None,
     predict: bool = False,
+    device: str = "cpu",
     json_file: Path | None = None,
     console: Console | None = None,
 ) -> int:
@@ -54,14 +55,18 @@ def run(
     blocks = None if block is None else parse_block(block)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ArgumentError(expected("--json", "a file in a directory that exists", str(json_file)))
+    place = parse_device(device)
+    if predict and place.type != "cpu":
+        raise ArgumentError(expected("--predict", "--device cpu beside it: the cost model is for CPUs", device))
     built, size = network(model, None if shape is None else parse_shape(shape))
+    built = built.to(place)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         parameter = next(built.parameters(), None)
         dtype = torch.float32 if parameter is None else parameter.dtype
-        sample = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        sample = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(place, dtype)
         with Bar(console) as bar:
             table = sparse_nn.plan(
                 built, sample, densities=densities, block=blocks, measure=not predict, progress=bar.update
@@ -123,6 +128,21 @@ def _built(name: str) -> nn.Module:
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def parse_device(text: str) -> torch.device:
+    """ "cuda:1" -> that device.
+
+    Raises:
+        ArgumentError: neither the CPU nor a CUDA device, or one that torch does not find here.
+    """
+    if not (found := re.fullmatch(r"cpu|cuda(?::(\d+))?", text)):
+        raise ArgumentError(expected("--device", "cpu, cuda, or cuda:N", text))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text != "cpu" and int(found[1] or 0) >= count:
+        there = f"one of the {count} CUDA device(s) here" if count else "cpu, since torch finds no CUDA device here"
+        raise ArgumentError(expected("--device", there, text))
+    return torch.device(text)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lth_sparse.engine.rewinding import Moment
 from lth_sparse.engine.snapshot import Snapshot, load_attached
+from lth_sparse.engine.strict import Strict
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, RunError, expected
 
 __all__ = ["EarlyStop", "Level", "checked_metrics", "early_stop_of", "emit"]
@@ -75,6 +76,7 @@ class Level:
         captures: Iterable[Moment] = (),
         finetunes: bool = False,
         restores: Callable[[Any], bool] | None = None,
+        strict: Strict | None = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
         self.model, self.index, self.density, self.seed, self.control = model, index, density, seed, control
@@ -88,7 +90,7 @@ class Level:
         self.finetunes = finetunes
         self.captured: dict[Moment, Snapshot] = {}
         self._rewound_to, self._captures, self._callbacks = rewound_to, frozenset(captures), tuple(callbacks)
-        self._restores = restores
+        self._restores, self._strict = restores, strict
         self._attached: dict[str, Any] = {}
         self._over = False
 
@@ -101,6 +103,8 @@ class Level:
         if self._over:
             raise RunError(f"level {self.index} is over; step() belongs to its training")
         self.steps += 1
+        if self._strict is not None:
+            self._strict.step(self.model, self._attached, self.index, self.steps)
         self._capture(("step", self.steps))
         emit(self._callbacks, "on_step", self)
         return self.steps
@@ -168,6 +172,8 @@ class Level:
         Raises:
             ArgumentError: level 0 ended before the only moment that later levels may rewind to.
         """
+        if self._strict is not None:
+            self._strict.end(self.model, self.index)
         self._capture(("end", 0))
         self._over = True
         self.seconds = seconds

@@ -36,6 +36,7 @@ from lth_sparse.engine.selection import check_granularity, check_prunable, layer
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
+from lth_sparse.engine.strict import Strict
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
 from lth_sparse.formats import Mask
@@ -72,7 +73,9 @@ class Search(Iterator[Level]):
         self._tile = Granularity.parse(settings.granularity)
         rated = [name for name, rate in self._rates.items() if rate]
         check_granularity(model, rated, self._tile)
-        check_depth({n: w.shape for n, w in weights.items()}, self._rates, settings.depth, settings.shared, self._tile)
+        if settings.target_density is None:  # else the search ends by itself
+            shapes = {name: weight.shape for name, weight in weights.items()}
+            check_depth(shapes, self._rates, settings.depth, settings.shared, self._tile)
         check_prunable(model, rated)
         self._rewind = Rewind.parse(settings.rewind)
         self._template = copy.deepcopy(model)  # the user's model is never touched again
@@ -109,14 +112,15 @@ class Search(Iterator[Level]):
             for k in range(self.settings.depth + 1):
                 if k == 1 and self._rewind.moment is None:
                     yield from self._find_rewind_point()
-                if self._recall(k):
-                    continue
-                if k == 0 and not self.settings.dense_baseline:
-                    self._keep_untrained()
-                else:
-                    masks = self._prune(k)
-                    yield from self._train(self._level(k, masks), masks)
-            for k, control in self.settings.control_runs():
+                if not self._recall(k):
+                    if k == 0 and not self.settings.dense_baseline:
+                        self._keep_untrained()
+                    else:
+                        masks = self._prune(k)
+                        yield from self._train(self._level(k, masks), masks)
+                if self._ends(k):
+                    break
+            for k, control in self.settings.control_runs(len(self._result.tickets) - 1):
                 if not self._recall(k, control):
                     masks = self._control_masks(k, control)
                     yield from self._train(self._control_level(k, control, masks), masks)
@@ -147,6 +151,27 @@ class Search(Iterator[Level]):
             warnings.warn(message, UserWarning, stacklevel=2)
         self._floored.update(pruned.floored)
         return Mask(pruned.masks)
+
+    def _ends(self, k: int) -> bool:
+        """Whether level k, which is finished, is the last: sparse enough, or no longer accurate enough.
+
+        Raises:
+            ArgumentError: the metric was not recorded. RunError: pruning has come to an end above the target.
+        """
+        settings, record = self.settings, self._result.levels[k]
+        if settings.stop_below is not None and (k > 0 or settings.dense_baseline):
+            accuracy = record.accuracy(settings.stop_metric)
+            if accuracy is None:
+                raise ArgumentError(expected("stop_metric", "one that train records", repr(settings.stop_metric)))
+            if accuracy < settings.stop_below:
+                return True
+        target = settings.target_density
+        if target is None or k == 0:
+            return False
+        if record.density > target and record.density == self._result.levels[k - 1].density:
+            got = f"{record.density:.4%} from level {k - 1} on, as layers are frozen or at min_kept"
+            raise RunError(expected("target_density", f"a density that pruning reaches, {target:.4%}", got))
+        return record.density <= target
 
     def _level(self, k: int, masks: Mask) -> Level:
         """The network of level k: dense and untouched at 0, then sparse and rewound."""
@@ -248,7 +273,8 @@ class Search(Iterator[Level]):
 
     def _keep_untrained(self) -> None:
         """Level 0 without training, for criteria that need none and users who want none: trained is theta_0."""
-        level = self._make_level(self._dense(self._start.tensors), 0, self._everything, self.settings.seed)
+        model, seed = self._dense(self._start.tensors), self.settings.seed
+        level = self._make_level(model, 0, self._everything, seed, rewound_to=self._start)
         level.finish(0.0)
         state = dense_state_dict(level.model)
         initial = {name: state[name].detach().cpu().clone() for name in _stored(state, self._aliases)}
@@ -275,6 +301,11 @@ class Search(Iterator[Level]):
         return model, [dataclasses.asdict(row) for row in report.layers]
 
     def _make_level(self, model: nn.Module, k: int, masks: Mask, seed: int, **options: Any) -> Level:
+        if self.settings.strict:
+            control = options.get("control")
+            parent = self._result.tickets[k - 1].masks if k and not control else None
+            options["strict"] = Strict(masks, parent, options["rewound_to"].tensors)
+            options["strict"].begin(model, k)
         return Level(
             model,
             index=k,

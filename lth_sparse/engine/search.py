@@ -49,6 +49,10 @@ def find_ticket(
     feature_major: bool = False,
     rewind_error: Callable[[nn.Module], float] | None = None,
     rewind_steps: Iterable[int] = CANDIDATES,
+    strict: bool = False,
+    target_density: float | None = None,
+    stop_below: float | None = None,
+    stop_metric: str = "test_acc",
     score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     score_loss: Callable[[Any, Any], Tensor] | None = None,
     score_shape: tuple[int, ...] | None = None,
@@ -64,6 +68,10 @@ def find_ticket(
             test_acc=...)`` notes measurements on the way. Let all randomness come from torch, numpy or random: their
             global states are the same at the start of every level.
         levels: number of prunings (15 unless one_shot); levels + 1 networks are trained.
+        target_density: the search ends with the first level of at most this density, whatever ``levels`` says, which
+            then need not be given.
+        stop_below: it ends with the first level whose ``stop_metric``, at its early stop, is below this; so the level
+            before is the sparsest that is good enough.
         rate: share of the surviving weights that each level prunes in each layer.
         output_rate: the same for the last layer; half of ``rate`` by default.
         rates: ``{name, glob or type: rate}`` for layers with a rate of their own, such as ``{"Conv2d": 0.1}``, see
@@ -93,6 +101,7 @@ def find_ticket(
         callbacks: objects with any of on_level_start(level), on_step(level), on_record(level, row) and
             on_level_end(record). Finished levels of a run directory are announced by on_level_end alone.
         break_even: densities up to which ``layout="auto"`` makes layers sparse, see :func:`lth_sparse.sparsify_`.
+        strict: check while running what must hold in every search, see :mod:`lth_sparse.engine.strict`; costs time.
         feature_major: train sparse networks with feature-major activations, see :func:`lth_sparse.nn.feature_major_`.
         score_batches: for criteria with gradients: an iterable of ``(inputs, targets)`` that can be iterated again and
             again (a list, a DataLoader), or a callable that returns one. Global random states are the same at the start
@@ -110,6 +119,7 @@ def find_ticket(
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument; also when ``train`` returns no mapping of finite numbers.
+        InvariantError: with ``strict``.
         RunError: the run directory holds another search, is in use, or cannot be written; weights became NaN.
         TicketError: a file in the run directory is damaged.
     """
@@ -137,6 +147,10 @@ def find_ticket(
         feature_major=feature_major,
         rewind_error=rewind_error,
         rewind_steps=rewind_steps,
+        strict=strict,
+        target_density=target_density,
+        stop_below=stop_below,
+        stop_metric=stop_metric,
         score_batches=score_batches,
         score_loss=score_loss,
         score_shape=score_shape,

@@ -21,6 +21,10 @@ from lth_sparse.nn.convert import check_break_even
 __all__ = ["Settings"]
 
 
+#: Levels of a search that ends at a target density, which comes long before.
+ENDLESS = 1000
+
+
 @dataclass(frozen=True)
 class Settings:
     """The keywords of :func:`lth_sparse.find_ticket`, where they are described; invalid ones raise at construction.
@@ -50,6 +54,10 @@ class Settings:
     feature_major: bool = False
     rewind_error: Callable[[nn.Module], float] | None = None
     rewind_steps: Iterable[int] = CANDIDATES
+    strict: bool = False
+    target_density: float | None = None
+    stop_below: float | None = None
+    stop_metric: str = "test_acc"
     score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
     score_loss: Callable[[Any, Any], Tensor] | None = None
     score_shape: tuple[int, ...] | None = None
@@ -61,7 +69,9 @@ class Settings:
         if not isinstance(self.one_shot, bool):
             raise ArgumentTypeError(expected("one_shot", "True or False", self.one_shot))
         if self.levels is None:
-            self._set("levels", 1 if self.one_shot else 15)
+            endless = self.target_density is not None and not self.one_shot
+            self._set("levels", 1 if self.one_shot else ENDLESS if endless else 15)
+        self._check_stops()
         self._int("levels", 0)
         if self.one_shot and self.levels != 1:
             raise ArgumentError(expected("levels", "1 with one_shot=True, where rate is the final rate", self.levels))
@@ -82,8 +92,9 @@ class Settings:
             raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
         if self.break_even is not None:
             self._set("break_even", check_break_even(self.break_even))
-        if not isinstance(self.feature_major, bool):
-            raise ArgumentTypeError(expected("feature_major", "True or False", self.feature_major))
+        for name in ("feature_major", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(expected(name, "True or False", getattr(self, name)))
         self._set("prune", None if self.prune is None else _strings("prune", self.prune))
         self._set("freeze", _strings("freeze", self.freeze))
         self._check_controls()
@@ -125,6 +136,9 @@ class Settings:
         later: dict[str, Any] = {"break_even": self.break_even} if self.break_even is not None else {}
         later |= {"feature_major": True} if self.feature_major else {}
         later |= {"rewind_steps": self.candidates} if self.rewind == "auto" else {}
+        later |= {"target_density": self.target_density} if self.target_density is not None else {}
+        if self.stop_below is not None:
+            later |= {"stop_below": self.stop_below, "stop_metric": self.stop_metric}
         later |= {} if self.dense_baseline else {"dense_baseline": False}
         later |= {"score_rounds": self.rounds} if self.rounds > 1 else {}
         for name in ("score_batches", "score_loss"):
@@ -149,16 +163,32 @@ class Settings:
             "seed": self.seed,
         }
 
-    def control_runs(self) -> list[tuple[int, str]]:
-        """(level, kind) of every control, in the order in which they are trained."""
+    def control_runs(self, last: int) -> list[tuple[int, str]]:
+        """(level, kind) of every control, in the order in which they are trained; ``last`` is the last level."""
         assert isinstance(self.controls, list)
-        assert isinstance(self.control_levels, list)
-        return [(level, kind) for level in self.control_levels for kind in self.controls]
+        levels = [last] if self.control_levels is None else [level for level in self.control_levels if level <= last]
+        return [(level, kind) for level in levels for kind in self.controls if level]
 
     @property
     def candidates(self) -> list[int]:
         """Steps of level 0 that rewind="auto" chooses from, ascending."""
         return sorted(set(self.rewind_steps))
+
+    def _check_stops(self) -> None:
+        target = self.target_density
+        if target is not None:
+            if isinstance(target, bool) or not isinstance(target, (int, float)):
+                raise ArgumentTypeError(expected("target_density", "a share of the weights in (0, 1)", target))
+            if not 0.0 < target < 1.0:
+                raise ArgumentError(expected("target_density", "a share of the weights in (0, 1)", target))
+        if self.stop_below is not None and (
+            isinstance(self.stop_below, bool) or not isinstance(self.stop_below, (int, float))
+        ):
+            raise ArgumentTypeError(expected("stop_below", "a number, the least accuracy", self.stop_below))
+        if not isinstance(self.stop_metric, str):
+            raise ArgumentTypeError(
+                expected("stop_metric", "the name of a metric that train records", self.stop_metric)
+            )
 
     def _check_rewind(self) -> None:
         if Rewind.parse(self.rewind).moment is not None:
@@ -179,7 +209,8 @@ class Settings:
         if self.scope is None:
             self._set("scope", "global" if criterion.at_init else "layer")
         if self.one_shot is None:
-            self._set("one_shot", criterion.at_init and self.levels in (None, 1))
+            endless = self.levels is None and self.target_density is not None
+            self._set("one_shot", criterion.at_init and self.levels in (None, 1) and not endless)
         if self.output_rate is None and criterion.at_init and not self.rates:
             self._set("output_rate", self.rate)
 
@@ -212,13 +243,13 @@ class Settings:
         chosen = self.control_levels
         if chosen is not None and (isinstance(chosen, (str, int)) or not isinstance(chosen, Iterable)):
             raise ArgumentTypeError(expected("control_levels", "a list of levels", chosen))
-        levels = [self.depth] if chosen is None else list(chosen)
+        levels = [] if chosen is None else list(chosen)
         for level in levels:
             if isinstance(level, bool) or not isinstance(level, int):
                 raise ArgumentTypeError(expected("control_levels", "levels as int", level))
             if controls and not 1 <= level <= self.depth:
                 raise ArgumentError(expected("control_levels", f"levels from 1 to {self.depth}", level))
-        self._set("control_levels", sorted(set(levels)))
+        self._set("control_levels", None if chosen is None else sorted(set(levels)))
         if self.reset_parameters is not None and not callable(self.reset_parameters):
             raise ArgumentTypeError(expected("reset_parameters", "a callable (model) -> None", self.reset_parameters))
 

@@ -6,6 +6,8 @@ and ``scatter`` it then works in every operator and module, slowly, until kernel
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, expected
@@ -14,17 +16,18 @@ from lth_sparse.formats.csr import CSR
 from lth_sparse.formats.dense import Dense
 from lth_sparse.formats.layout import Layout
 from lth_sparse.formats.mask import Mask, MaskStats
+from lth_sparse.formats.semi_structured import SemiStructured
 
-__all__ = ["BSR", "CSR", "LAYOUTS", "Dense", "Layout", "Mask", "MaskStats", "make_layout"]
+__all__ = ["BSR", "CSR", "LAYOUTS", "Dense", "Layout", "Mask", "MaskStats", "SemiStructured", "make_layout"]
 
-LAYOUTS: dict[str, type[Layout]] = {layout.kind: layout for layout in (CSR, BSR, Dense)}
+LAYOUTS: dict[str, type[Layout]] = {layout.kind: layout for layout in (CSR, BSR, Dense, SemiStructured)}
 
 
 def make_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None, cover: str | None = None) -> Layout:
     """Layout of the named kind for ``mask``.
 
     Args:
-        kind: ``"csr"``, ``"bsr"`` or ``"dense"``.
+        kind: ``"csr"``, ``"bsr"``, ``"dense"`` or ``"2:4"``.
         mask: bool tensor shaped like the dense weight.
         block: ``(rows, cols)`` of a block; required for ``"bsr"``, refused for the others.
         cover: see :meth:`BSR.from_mask`; only for ``"bsr"``.
@@ -38,4 +41,9 @@ def make_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None
     for name, value in (("block", block), ("cover", cover)):
         if value is not None:
             raise ArgumentError(expected(name, f"None with layout={kind!r} (it is for layout='bsr')", repr(value)))
-    return CSR.from_mask(mask) if kind == "csr" else Dense.from_mask(mask)
+    others: dict[str, Callable[[Tensor], Layout]] = {
+        "csr": CSR.from_mask,
+        "dense": Dense.from_mask,
+        "2:4": SemiStructured.from_mask,
+    }
+    return others[kind](mask)

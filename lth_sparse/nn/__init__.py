@@ -9,7 +9,7 @@ from __future__ import annotations
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.feature_major import feature_major_
-from lth_sparse.nn.fused import fuse_relu_
+from lth_sparse.nn.fused import fuse_activations_, fuse_relu_
 from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
 from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
 from lth_sparse.nn.plan_table import LayerPlan, PlanTable
@@ -29,6 +29,7 @@ __all__ = [
     "densify_",
     "feature_major_",
     "find_masks",
+    "fuse_activations_",
     "fuse_relu_",
     "masks_of",
     "plan",

@@ -53,8 +53,10 @@ def sparsify_(
         masks: ``{parameter name: bool tensor}`` or a :class:`lth_sparse.Mask`, True where a weight is kept. By default
             they are found in the model, see :func:`lth_sparse.nn.find_masks`. A layer that is sparse already takes a
             further mask that keeps a subset of its weights.
-        layout: ``"csr"``, ``"bsr"``, ``"dense"``, or ``"auto"``: the fastest for each layer, ``"dense"`` where a sparse
-            layout would lose.
+        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``, or ``"auto"``: the fastest of the first three for each
+            layer, ``"dense"`` where a sparse layout would lose. ``"2:4"`` speeds up linear layers on some GPUs, see
+            :mod:`lth_sparse.ops.cuda_semi`; the masks keep at most two of every four weights, see
+            :meth:`lth_sparse.formats.SemiStructured.from_mask`.
         block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
         cover: what BSR does with pruned weights inside kept blocks, see :meth:`lth_sparse.formats.BSR.from_mask`.
         sample_input: what to call the model with (a tensor, a tuple of arguments, a mapping of keyword arguments), so
@@ -88,7 +90,7 @@ def sparsify_(
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
         choice = _choose(request, layout, block, cover, samples, measure, evens.get(request.name))
-        converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover))
+        converted = _convert(request, _layout(request, choice.kind, choice.block, cover))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
     for old, new in replacements:
@@ -156,7 +158,7 @@ def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None)
         raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, kinds))}", layout))
     if layout == "auto" and block is None and cover is None:
         return
-    build_layout("bsr" if layout == "auto" else layout, torch.ones(1, 1, dtype=torch.bool), block=block, cover=cover)
+    build_layout("bsr" if layout == "auto" else layout, torch.zeros(1, 4, dtype=torch.bool), block=block, cover=cover)
 
 
 def check_break_even(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -225,9 +227,13 @@ def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None) -> boo
     return True
 
 
-def _layout(mask: Tensor, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
+def _layout(request: Request, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
     """Layout of the chosen kind; ``block`` and ``cover`` speak of BSR only."""
-    return build_layout(kind, mask, block=block, cover=cover) if kind == "bsr" else build_layout(kind, mask)
+    options: dict[str, Any] = {"block": block, "cover": cover} if kind == "bsr" else {}
+    try:
+        return build_layout(kind, request.mask, **options)
+    except ArgumentError as error:  # which of the masks
+        raise ArgumentError(f"{request.name}: {error}") from error
 
 
 def _convert(request: Request, layout: Layout) -> list[SparseModule]:
@@ -259,7 +265,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
-        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape)),
+        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape), shape=layout.shape),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,
         speedup_forward=choice.speedup_forward,

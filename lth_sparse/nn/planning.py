@@ -62,7 +62,8 @@ def plan(
         sample_input: what to call it with (a tensor, a tuple of arguments, a mapping of keyword arguments).
         densities: shares of the weights kept, each in (0, 1).
         block: ``(rows, cols)``: plan for BSR too, with masks of such blocks.
-        measure: False times no layer but asks the cost model, which is calibrated once on a machine, in seconds.
+        measure: False times no layer but asks the cost model, which is calibrated once on a machine, in seconds. It
+            describes CPUs: a model on a GPU is always measured.
         progress: called now and then with the share of the work done, and words.
 
     Raises:
@@ -84,6 +85,8 @@ def plan(
         raise ArgumentError(expected("sample_input", "an input that reaches the model's layers", "one that does not"))
     first = next(iter(reached.values()))
     device = dense_weight(first).device
+    if device.type != "cpu" and not measure:
+        raise ArgumentError(expected("measure", f"True for a model on {device}: the cost model is for CPUs", measure))
     (step, overhead), calls = _network(model, sample_input, reached, PlanCache.of(device))
     work = {name: _work(module, inputs[id(module)]) for name, module in reached.items()}
     done, total = 0.0, sum(work.values())
@@ -124,6 +127,8 @@ class _Layer:
         """Time it at the densities, then close in on the break-even points."""
         if not self.kinds:
             note = f"no kernel for {self.weight.dtype} on {self.weight.device.type}"
+            if self.block is None and choices.fast_kinds(("bsr",), self.weight):
+                note += " but for blocks, which block=(rows, cols) plans for"
             self._time([("dense", DENSE_AT)])
             return _row(name, self.module, calls, self.found["dense", DENSE_AT][1], note=note)
         grid = densities if self.measured else sorted({*densities, *(i / 100 for i in range(1, 96))})

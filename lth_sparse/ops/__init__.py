@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lth_sparse.ops import cpu as _cpu  # noqa: F401  # registers the CPU kernels
 from lth_sparse.ops import cpu_bsr as _cpu_bsr  # noqa: F401  # and those for BSR weights
+from lth_sparse.ops import cuda_semi as _cuda_semi  # noqa: F401  # registers torch's own CUDA kernels for 2:4 weights
 from lth_sparse.ops import functional
 from lth_sparse.ops.backend import HAS_TRITON, backend_of, use_backend
 

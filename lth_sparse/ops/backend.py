@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ import torch
 import lth_sparse._C as _C
 from lth_sparse.errors import ArgumentError, BackendError, expected
 from lth_sparse.ops.library import REFERENCES
+from lth_sparse.ops.sparse_cores import runs_semi
 
 __all__ = [
     "FORWARD_DTYPES",
+    "FUSED",
     "HAS_TRITON",
     "KERNEL_DTYPES",
     "TRITON_DTYPES",
@@ -35,6 +37,9 @@ ENVIRONMENT = "LTH_SPARSE_BACKEND"
 #: Codes by which the extension knows a dtype: those of the gradients, and those of the forward pass.
 KERNEL_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
 FORWARD_DTYPES: dict[torch.dtype, int] = {**KERNEL_DTYPES, torch.bfloat16: 2}
+
+#: Activations that the kernels of the extension apply before they store a result.
+FUSED = ("none", "relu")
 
 #: Dtypes of the Triton kernels.
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -75,15 +80,20 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_of(
-    kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2, gradients: bool = False
+    kind: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    dims: int = 2,
+    gradients: bool = False,
+    shape: Sequence[int] | None = None,
 ) -> str:
     """What runs the forward pass of a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``,
-    ``"cpu-scalar"``, ``"cuda-triton"``, ``"torch"`` or ``"reference"``.
+    ``"cpu-scalar"``, ``"cuda-triton"``, ``"cuda-semi-structured"``, ``"torch"`` or ``"reference"``.
 
-    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution; today nothing
-    depends on it. ``"torch"`` is torch's own dense product, which the dense layout uses; ``"reference"`` skips no
-    pruned weight. ``gradients`` asks for what runs the backward pass: the same, but for bfloat16 on the CPU, whose
-    kernels are for inference.
+    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution, and ``shape``
+    its shape, any by default; only ``"2:4"`` depends on them. ``"torch"`` is torch's own dense product, which the dense
+    layout uses; ``"reference"`` skips no pruned weight. ``gradients`` asks for what runs the backward pass: the same,
+    but for bfloat16 on the CPU, whose kernels are for inference, and for ``"2:4"``, whose gradients are dense products.
     """
     if kind == "dense":
         return "torch"
@@ -91,6 +101,8 @@ def backend_of(
     dtypes = KERNEL_DTYPES if gradients else FORWARD_DTYPES
     if kind in ("csr", "bsr") and place == "cpu" and dtype in dtypes and not forced_reference():
         return f"cpu-{_C.isa()}"
+    if kind == "2:4" and dims == 2 and runs_semi(torch.device(device), dtype, shape) and not forced_reference():
+        return "torch" if gradients else "cuda-semi-structured"
     triton = HAS_TRITON and kind == "bsr" and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"
 
@@ -103,6 +115,7 @@ def kernel_or_reference(name: str, kernel: Callable[..., Any], dtypes: Container
     reference = REFERENCES[name]
 
     def run(first: torch.Tensor, *rest: Any) -> Any:
-        return (kernel if first.dtype in dtypes and not forced_reference() else reference)(first, *rest)
+        # not forced_reference(), without the call: every operator comes through here
+        return (kernel if _current == "auto" and first.dtype in dtypes else reference)(first, *rest)
 
     return run

@@ -231,8 +231,9 @@ def random_mask(
     rows, cols = shape[0], math.prod(shape[1:])
     height, width = block or (1, 1)
     grid = (-(-rows // height), -(-cols // width))
-    kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
-    kept[torch.randperm(kept.numel(), generator=generator)[: round(density * kept.numel())]] = True
+    kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool, device=generator.device)
+    order = torch.randperm(kept.numel(), generator=generator, device=generator.device)  # which may be a GPU
+    kept[order[: round(density * kept.numel())]] = True
     if block is None:
         return kept.view(*shape)
     full = kept.view(grid).repeat_interleave(height, 0).repeat_interleave(width, 1)

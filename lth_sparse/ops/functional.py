@@ -15,10 +15,15 @@ from torch import Tensor
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats import Layout
 from lth_sparse.ops import autograd
+from lth_sparse.ops.backend import FORWARD_DTYPES
+from lth_sparse.ops.library import autocasts
+from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
 from lth_sparse.ops.strides import feature_major
 
 __all__ = ["conv1d", "conv2d", "feature_major", "linear"]
+
+_autocast_anywhere = torch._C._is_any_autocast_enabled
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -33,27 +38,31 @@ def linear(
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in)``.
         bias: ``[out]`` or None.
-        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient; or None.
+        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient. ``"gelu"``,
+            ``"gelu_tanh"`` and ``"silu"`` are computed in the memory of y when no gradient is wanted, and by torch's
+            own functions otherwise. Or None.
 
     Returns:
-        ``[*, out]`` in the dtype of ``values``. Under autocast ``x`` is cast to that dtype, as for torch's float32
-        operators.
+        ``[*, out]`` in the dtype of ``values``; under autocast in its dtype, to which x, values and bias are cast as by
+        ``F.linear``, and gradients have the dtypes of what they are gradients of. Two exceptions: float64 values are
+        never cast, x is cast to float64 instead; and on the CPU layouts other than ``"dense"`` compute in the dtype of
+        ``values``, to which x is cast, unless autocast is to bfloat16 and no gradient is wanted: their bfloat16 kernels
+        are for inference. Values are cast at every call, but hold live weights alone.
 
     Raises:
         ArgumentError: a shape, dtype or device does not fit.
     """
-    x = _checked(x, values, layout, bias, dims=2)
-    relu = _relu(activation)
+    x, values, bias = _checked(x, values, layout, bias, dims=2)
+    name = "none" if activation is None else _activation(activation)
     size, cols = x.shape, layout.cols
     if not size or size[-1] != cols:
         raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
-        y = F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
-        return torch.relu(y) if relu else y
+        return activate(F.linear(x, autograd.expand(values, layout.index, layout.shape), bias), name)
     if len(size) == 2:
-        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, relu)
+        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, name)
     flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
-    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, relu)
+    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, name)
     return y.view(*size[:-1], layout.rows)
 
 
@@ -101,7 +110,9 @@ def conv2d(
         padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
         stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
         or ``"circular"``.
-        activation: ``"relu"`` or None, as in :func:`linear`.
+        activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None, as in :func:`linear`.
+
+    Dtypes, under autocast too, are those of :func:`linear`.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument that does not fit.
@@ -123,8 +134,8 @@ def _conv(
     *,
     spatial: int,
 ) -> Tensor:
-    x = _checked(x, values, layout, bias, dims=2 + spatial)
-    relu = _relu(activation)
+    x, values, bias = _checked(x, values, layout, bias, dims=2 + spatial)
+    name = "none" if activation is None else _activation(activation)
     rows, channels, *kernel = layout.shape
     strides = sizes("stride", stride, spatial, 1)
     dilations = sizes("dilation", dilation, spatial, 1)
@@ -144,17 +155,16 @@ def _conv(
     if layout.kind == "dense":
         weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
-        y = dense(batched, weight, bias, strides, symmetric, dilations, groups)
-        y = torch.relu(y) if relu else y
+        y = activate(dense(batched, weight, bias, strides, symmetric, dilations, groups), name)
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, relu
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name
         )
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups, relu,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, name,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
@@ -204,14 +214,31 @@ def sizes(name: str, value: int | Sequence[int], count: int, low: int) -> tuple[
     return found
 
 
-def _relu(activation: str | None) -> bool:
-    if activation not in (None, "relu"):
-        raise ArgumentError(expected("activation", "'relu' or None", repr(activation)))
-    return activation is not None
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS[1:]:
+        raise ArgumentError(expected("activation", f"None or one of {', '.join(ACTIVATIONS[1:])}", repr(name)))
+    return name
 
 
-def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int) -> Tensor:
-    """Check what all operators share; return ``x``, in the dtype of ``values`` under autocast."""
+def _under_autocast(x: Tensor, values: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Floating tensors in the dtype that autocast wants of a product, see :func:`linear`; as they are outside of it."""
+    device = x.device.type
+    if not autocasts(device):
+        return x, values, bias
+    dtype = torch.get_autocast_dtype(device)
+    keeps = values.dtype == torch.float64
+    if device == "cpu" and kind != "dense":
+        keeps = keeps or dtype not in FORWARD_DTYPES or autograd.wants_gradients(x, values, bias)
+    if keeps:
+        dtype = values.dtype
+    x = x.to(dtype) if x.dtype.is_floating_point else x
+    return x, values.to(dtype), bias.to(dtype) if isinstance(bias, Tensor) else bias
+
+
+def _checked(
+    x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check what all operators share; return the tensors, in one dtype under autocast."""
     if not isinstance(layout, Layout):
         raise ArgumentTypeError(expected("layout", "a lth_sparse.formats.Layout", type(layout).__name__))
     if len(layout.shape) != dims:
@@ -219,16 +246,16 @@ def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, 
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(expected("x", "a tensor", type(x).__name__))
     layout.check_values(values)
+    if _autocast_anywhere():
+        x, values, bias = _under_autocast(x, values, bias, layout.kind)
     dtype, device = values.dtype, values.device
     if x.device != device:
         raise ArgumentError(expected("x", f"device {device} of values", str(x.device)))
     if x.dtype != dtype:
-        if not (torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point):
-            raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
-        x = x.to(dtype)
+        raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
     if bias is not None and (
         not isinstance(bias, Tensor) or bias.shape != layout.shape[:1] or bias.dtype != dtype or bias.device != device
     ):
         got = f"{bias.dtype} {list(bias.shape)} on {bias.device}" if isinstance(bias, Tensor) else type(bias).__name__
         raise ArgumentError(expected("bias", f"{dtype} [{layout.rows}] on {device}, or None", got))
-    return x
+    return x, values, bias

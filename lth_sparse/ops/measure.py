@@ -1,8 +1,8 @@
 """How long a layer takes in each layout, pass by pass, against dense torch in the same process.
 
 The candidates take turns in rounds, so that whatever slows the machine for a while slows all of them; medians are
-kept, with what they are uncertain by. Rounds go on while two candidates are closer than that. One thread is timed by
-its own processor time, which other programs do not enter; several threads, and GPUs, by the clock on the wall.
+kept, with what they are uncertain by. Rounds go on while two candidates are closer than that. ``ops.timers`` has the
+clocks: processors' for the CPU, events on the device for a GPU.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lth_sparse.formats import Layout
 from lth_sparse.ops import functional
+from lth_sparse.ops.timers import timer_for
 
 __all__ = ["MASKED", "PASSES", "TORCH", "Timing", "dense_call", "interleave", "measure"]
 
@@ -32,13 +33,6 @@ PASSES = ("forward", "backward_input", "backward_weight", "training")
 
 #: A candidate is run for about so many seconds, at least so often, and up to so many times that budget while undecided.
 BUDGET, ROUNDS, PATIENCE = 0.04, 5, 4
-
-#: Before a call shorter than this, seconds, so many bytes are rewritten: what a network's other layers do to the caches
-#: between two calls of one. Without it a small layer looks up to 20% faster, sparse ones more than dense ones.
-SHORT, SPACER = 1e-3, 1 << 20
-
-#: A first call of so many seconds is warm-up enough.
-WARM = 0.02
 
 
 @dataclass(frozen=True)
@@ -171,7 +165,8 @@ def _run_of(
     bias = None if bias is None else leaf(bias, by_weight)
     wanted = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
     y = call(x, weight, bias)
-    grad = torch.ones_like(y.detach())
+    # Not ones: a GPU multiplies those with less power, and so faster, than what a network sends back.
+    grad = torch.empty_like(y.detach()).normal_(generator=torch.Generator(x.device).manual_seed(0))
     if which == "training":
         return lambda: torch.autograd.grad(call(x, weight, bias), wanted, grad)
     return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
@@ -191,26 +186,9 @@ def interleave(
     Runs until each had ``budget`` seconds and ``least`` rounds, and on, up to ``patience`` times that, while two of
     the ``rivals`` cannot be told apart. ``spaced``: disturb the caches before short calls.
     """
-    clock = time.perf_counter
-    if device.type == "cpu" and torch.get_num_threads() == 1:
-        clock = time.thread_time
-
-    def finish() -> None:
-        if device.type == "cuda":  # a call returns before the device is done
-            torch.cuda.synchronize(device)
-
-    def timed(run: Callable[[], object]) -> float:
-        begin = clock()
-        run()
-        finish()
-        return clock() - begin
-
-    short: set[str] = set()
+    timer = timer_for(device, spaced)
     for name, run in runs.items():
-        once = timed(run)  # warm up: page faults, code caches, thread pools, compilation
-        if spaced and once < WARM and timed(run) < SHORT:
-            short.add(name)
-    spacer = torch.zeros(SPACER, dtype=torch.uint8, device=device)
+        timer.warm(name, run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     collecting = gc.isenabled()
     gc.disable()
@@ -218,10 +196,7 @@ def interleave(
         begin, rounds = time.perf_counter(), 0
         while True:
             for name, run in runs.items():
-                if name in short:
-                    spacer.add_(1)
-                    finish()
-                seconds[name].append(timed(run))
+                seconds[name].append(timer.sample(name, run))
             rounds += 1
             spent = (time.perf_counter() - begin) / len(runs)
             if rounds < least or spent < budget:

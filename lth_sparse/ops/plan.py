@@ -2,10 +2,13 @@
 
 With a sample of the layer's input the candidates and dense torch run interleaved in this process, on the layer's own
 shapes and mask, and medians decide; what was measured is remembered on disk (``ops.plan_cache``). With the shape of
-the input alone, a cost model decides that was calibrated on this machine (``ops.cost``). With neither, the density
-below which the kernels won on the shapes of ``benchmarks/`` decides: nothing is measured then and no cache is looked
-at, so the same mask gets the same layout in every run. That is what the search for a ticket uses, which has to resume
-bit for bit. Only measured choices carry speed-ups.
+the input alone, a cost model decides that was calibrated on this machine (``ops.cost``; it describes CPUs, for which
+alone it is asked). With neither, the density below which the kernels won on the shapes of ``benchmarks/`` decides:
+nothing is measured then and no cache is looked at, so the same mask gets the same layout in every run. That is what the
+search for a ticket uses, which has to resume bit for bit. Only measured choices carry speed-ups.
+
+On a GPU no such density was measured yet. Without a sample a layer stays dense there, unless its blocks are so few that
+the limits derived from the hardware's rates (``GPU_BLOCK_BREAK_EVEN``) leave no doubt.
 """
 
 from __future__ import annotations
@@ -45,6 +48,18 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 #: layout needs more of them.
 SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.95, 1 << 18: 0.7}
 
+#: The same on GPUs: the side of a square block -> density below which 16-bit block products should win. Derived, not
+#: measured: blocks break even with cuBLAS on a Hopper GPU at .10, .18, .30 and .45 if L2 delivers 5.5 TB/s, the lowest
+#: that is thought possible, and a kernel that reaches 60% of its ceiling at 0.6 times that.
+GPU_BLOCK_BREAK_EVEN = {16: 0.06, 32: 0.108, 64: 0.18, 128: 0.27}
+
+#: Reading inputs and writing outputs bounds the speed-up of a layer on a GPU at its weights over its inputs and outputs
+#: together, over this (derived: 790 TFLOP/s of 16-bit products over 4.3 TB/s); blocks need a bound of so much.
+GPU_OUTPUT_BOUND, GPU_LEAST_BOUND = 184.0, 2.0
+
+#: Channels that a convolution must have for blocks to be taken on a GPU unmeasured.
+GPU_LEAST_CHANNELS = 128
+
 #: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
 #: kernels load), if it stores at most so many values for each of CSR's.
 LEAST_ROWS, MOST_PADDING = 4, 1.25
@@ -65,7 +80,7 @@ class Choice:
     """The layout chosen for a layer and why.
 
     Attributes:
-        kind: ``"csr"``, ``"bsr"`` or ``"dense"``.
+        kind: ``"csr"``, ``"bsr"`` or ``"dense"``; ``"2:4"`` only where it was asked for.
         block: block of a BSR layout, else None.
         speedup_forward: dense torch's forward time over ours; None when not measured.
         speedup_backward: the same for all gradients together.
@@ -126,6 +141,8 @@ def choose_layout(
     layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
     if sample is not None:
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
+    if weight.device.type == "cuda":
+        return _by_limits(weight, layouts, block, break_even)
     if input_shape is not None:
         return _by_model(weight, layouts, input_shape, input_gradient, conv, block)
     return _by_density(weight, layouts, block, break_even)
@@ -133,7 +150,7 @@ def choose_layout(
 
 def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False) -> list[str]:
     """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
-    about = (weight.device, weight.dtype, weight.dim(), gradients)
+    about = (weight.device, weight.dtype, weight.dim(), gradients, tuple(weight.shape))
     return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
 
 
@@ -163,6 +180,35 @@ def _by_density(
     kind = sparse[0] if sparse else "dense"
     how = "by density, not measured" if break_even is None else f"by density, break-even at {break_even:.0%}"
     return Choice(kind, block if kind == "bsr" else None, None, None, how)
+
+
+def _by_limits(
+    weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None, break_even: float | None
+) -> Choice:
+    """On a GPU, unmeasured: what the user measured for CSR, blocks where derived limits leave no doubt, else dense."""
+    if break_even is not None and "csr" in layouts:
+        return _by_density(weight, layouts, block, break_even)
+    if "dense" not in layouts:
+        kind = next(iter(layouts))
+        return Choice(kind, block if kind == "bsr" else None, None, None, "not measured on this GPU")
+    if "bsr" in layouts and block is not None:
+        even = gpu_break_even(weight, block)
+        if _stored(layouts["bsr"]) < even * weight.numel():
+            return Choice("bsr", block, None, None, f"by limits derived for GPUs (density {even:g}), not measured")
+    return Choice(
+        "dense", None, None, None, "not measured on this GPU, and no derived limit clearly allows a sparse one"
+    )
+
+
+def gpu_break_even(weight: Tensor, block: tuple[int, int]) -> float:
+    """Density below which blocks are taken on a GPU unmeasured: that of the block's smaller side in
+    ``GPU_BLOCK_BREAK_EVEN`` (of the side below it), or 0 for a layer that is small, narrow or a 1x1 convolution."""
+    rows, inputs = weight.shape[:2]  # what an output position writes and reads
+    if weight.dim() > 2 and (weight.shape[1] < GPU_LEAST_CHANNELS or math.prod(weight.shape[2:]) == 1):
+        return 0.0  # 1x1 convolutions move activations more than they multiply
+    if weight.numel() <= GPU_LEAST_BOUND * GPU_OUTPUT_BOUND * (rows + inputs):
+        return 0.0
+    return max((even for side, even in GPU_BLOCK_BREAK_EVEN.items() if side <= min(block)), default=0.0)
 
 
 def _by_sample(
@@ -284,7 +330,12 @@ def predict(
 
     The first call for a family of operators on a machine measures for some seconds. Without ``input_gradient`` the
     training step is the sum of its passes.
+
+    Raises:
+        ArgumentError: a weight on a GPU, which the model does not describe.
     """
+    if weight.device.type != "cpu":
+        raise ArgumentError(expected("weight", "a tensor on the CPU for the cost model", f"one on {weight.device}"))
     family = cost.family(weight.dim(), conv)
     sizes = cost.sizes_of(weight.shape, input_shape, weight.element_size(), conv)
     cache = PlanCache.of(weight.device)

@@ -1,10 +1,10 @@
 """What the planner has measured, on disk: never measured twice on one machine, and never a reason to fail.
 
-One JSON file for each environment (processor, instruction set, threads or GPU, versions of library and torch), because
-a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else ``XDG_CACHE_HOME/lth_sparse``, else in the
-platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is replaced as a whole, under a lock, so that
-concurrent processes neither see half of one nor lose each other's entries. What cannot be read is reported and
-written anew.
+One JSON file for each environment (processor, instruction set and threads, or GPU and Triton; versions of library and
+torch), because a time means nothing elsewhere. It lies in ``LTH_SPARSE_CACHE_DIR``, else
+``XDG_CACHE_HOME/lth_sparse``, else in the platform's cache directory; ``LTH_SPARSE_CACHE=0`` switches it off. A file is
+replaced as a whole, under a lock, so that concurrent processes neither see half of one nor lose each other's entries.
+What cannot be read is reported and written anew.
 
 The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_layout`.
 """
@@ -12,7 +12,9 @@ The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -26,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 
 import lth_sparse._C as _C
+from lth_sparse import kernels
 from lth_sparse._files import atomic_write
 from lth_sparse._version import __version__
 from lth_sparse.errors import RunError
@@ -99,20 +102,36 @@ def _cpuinfo() -> dict[str, str]:
 
 def environment(device: torch.device) -> dict[str, str]:
     """All that a time on ``device`` depends on, apart from the layer."""
-    # A development build keeps its version; the extension's file then tells one build from the next.
-    built = Path(_C.__file__).stat() if getattr(_C, "__file__", None) else None
-    found = {
-        "processor": cpu_name(),
-        "generation": cpu_generation(),
-        "isa": _C.isa(),
-        "threads": str(torch.get_num_threads()),
-        "lth_sparse": __version__,
-        "build": f"{built.st_size}-{built.st_mtime_ns}" if built else "none",
-        "torch": torch.__version__,
-    }
+    found = {"processor": cpu_name(), "generation": cpu_generation(), "lth_sparse": __version__}
     if device.type == "cuda":
-        found["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    return found
+        major, minor = torch.cuda.get_device_capability(device)
+        toolkit = f"CUDA {torch.version.cuda}" if torch.version.hip is None else f"ROCm {torch.version.hip}"
+        found["gpu"] = f"{torch.cuda.get_device_name(device)}, {major}.{minor}, {toolkit}"
+        found["triton"] = _triton_version()
+        found["build"] = _kernel_sources()
+    else:
+        # A development build keeps its version; the extension's file then tells one build from the next.
+        built = Path(_C.__file__).stat() if getattr(_C, "__file__", None) else None
+        found["isa"], found["threads"] = _C.isa(), str(torch.get_num_threads())
+        found["build"] = f"{built.st_size}-{built.st_mtime_ns}" if built else "none"
+    return found | {"torch": torch.__version__}
+
+
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+@functools.cache
+def _kernel_sources() -> str:
+    """A digest of the Triton kernels and their launch tables: a time of others means nothing."""
+    folder = Path(str(kernels.__file__)).parent
+    digest = hashlib.sha256()
+    for path in sorted((*folder.glob("*.py"), *folder.glob("tables/*.json"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class PlanCache:

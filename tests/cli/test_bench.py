@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from lth_sparse.benchmarks import end_to_end
+from lth_sparse.benchmarks.gpu import __main__ as gpu
 from lth_sparse.benchmarks.measure import COLUMNS, read_csv
 from lth_sparse.cli.measuring import Options, Progress
 from lth_sparse.cli.measuring import run as measure
@@ -109,3 +111,38 @@ def test_a_log_gets_a_line_for_each_piece() -> None:
     assert measure(options, Console(file=screen, width=200)) == 0
     assert "[1/2] lenet-fc2, forward, 1 thread(s)" in screen.getvalue()
     assert "[2/2] lenet-fc2, step, 1 thread(s), about" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cuda"], "device: expected an NVIDIA GPU for 'cuda', but torch finds none (lth-sparse doctor)"),
+        (["--device", "tpu"], "--device: expected cpu or cuda, got tpu"),
+        (["--device", "cuda", "--quick"], "--quick: expected no --device cuda beside it"),
+        (["--device", "cuda", "--goals", "G99"], "goals: expected some of G1, G2"),
+        (["--device", "cuda", "--cases", "nope"], "cases: expected names or globs of GPU cases"),
+        (["--minutes", "2"], "--minutes: expected --device cuda beside it, got none"),
+    ],
+)
+def test_mistakes_about_gpus_are_one_line(
+    words: list[str], said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outcome = run("bench", *words)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert said in outcome.err
+
+
+def test_the_suite_for_gpus_gets_its_options(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def suite(cases: list, csv: Path, plots: Path, minutes: float, say: Callable[[str], None]) -> int:
+        seen.extend([[case.goal for case in cases], csv, plots, minutes])
+        say("measured")
+        return 1
+
+    monkeypatch.setattr(gpu, "run", suite)
+    words = ("--goals", "G4", "--minutes", "2", "--csv", tmp_path / "rows.csv", "--plots", tmp_path)
+    outcome = run("bench", "--device", "cuda", *words)
+    assert (outcome.code, outcome.out) == (1, "measured\n")
+    assert seen == [["G4"], tmp_path / "rows.csv", tmp_path, 2.0]

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lth_sparse.cli.convert import csr_tensors, dense_tensors
+from lth_sparse.cli.convert import csr_tensors, dense_tensors, semi_structured_tensors
 from lth_sparse.engine import Ticket
+from lth_sparse.errors import ArgumentError
 from lth_sparse.nn import sparse_modules
 from lth_sparse.paper import build_model
 
@@ -84,6 +85,18 @@ def test_an_unpruned_weight_stays_dense_in_csr() -> None:
     assert torch.equal(tensors["b.values"], weights["b.weight"][half])
 
 
+def test_two_of_four_writes_what_the_sparse_model_loads_and_refuses_other_masks() -> None:
+    mask = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    weights = {"b.weight": torch.randn(2, 4), "b.bias": torch.randn(2)}
+    made = Ticket.of({"b.weight": mask}, weights, weights)
+    tensors = semi_structured_tensors(made, "trained")
+    model = nn.ModuleDict({"b": nn.Linear(4, 2)})
+    assert same(tensors, dict(made.apply(model, weights="trained", layout="2:4").state_dict()))
+    many = Ticket.of({"b.weight": torch.tensor([[True, True, True, False]]).repeat(2, 1)}, weights, weights)
+    with pytest.raises(ArgumentError, match=r"b\.weight: mask: expected at most 2"):
+        semi_structured_tensors(many, "trained")
+
+
 def test_tied_weights_are_written_under_both_names() -> None:
     mask = torch.tensor([[True, False]])
     weights = {"a.weight": torch.randn(1, 2)}
@@ -97,7 +110,7 @@ def test_tied_weights_are_written_under_both_names() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--to", "coo"], "--to: expected one of dense, csr"),
+        (["--to", "coo"], "--to: expected one of dense, csr, 2:4"),
         (["--weights", "best"], "--weights: expected one of trained, initial"),
     ],
 )

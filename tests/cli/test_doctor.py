@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lth_sparse import __version__
-from lth_sparse.cli import doctor
-from lth_sparse.cli.doctor import Check, check_linear
+from lth_sparse.cli import doctor, gpu
+from lth_sparse.cli.doctor import Check, check_linear, check_linear_gpu
 from lth_sparse.errors import BackendError
 from lth_sparse.ops import functional
 from lth_sparse.ops.plan_cache import PlanCache
@@ -27,6 +28,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure a small layer for a moment."""
     small = functools.partial(check_linear, seconds=0.02, features=96, batch=17)
     monkeypatch.setattr(doctor, "check_linear", small)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.usefixtures("short")
@@ -97,5 +99,84 @@ def test_the_check_compares_output_and_all_gradients() -> None:
     assert 0.0 < check.error < 1e-5
 
 
+def test_numbers_that_are_not_finite_are_never_right() -> None:
+    assert not Check("cpu-avx2", 1.0, 1.0, error=float("inf"), torch_error=float("inf")).right
+
+
 def test_speedup_is_dense_over_sparse() -> None:
     assert Check("cpu-avx2", dense=3.0, sparse=1.5, error=0.0, torch_error=0.0).speedup == 2.0
+
+
+def test_what_would_run_on_a_gpu_is_shown_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "backend_of", lambda kind, device, dtype, *_: f"{kind}-{device}")
+    found = gpu.facts()
+    assert found["CUDA"].startswith("none")
+    assert found["bsr linear"] == "bsr-cuda: float32, float16, bfloat16, float64"
+    assert set(found) >= {f"{kind} {op}" for kind in ("csr", "bsr") for op in ("linear", "conv2d")}
+    assert not any("dense" in name for name in found)
+
+
+def test_dtypes_are_grouped_by_what_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend_of(kind: str, device: str, dtype: torch.dtype, dims: int, gradients: bool) -> str:
+        return "reference" if dtype is torch.float64 or (gradients and dtype is torch.float16) else "cuda-triton"
+
+    monkeypatch.setattr(gpu, "backend_of", backend_of)
+    assert gpu.kernels()["bsr conv2d"] == (
+        "cuda-triton: float32, bfloat16; cuda-triton, its gradients reference: float16; reference: float64"
+    )
+
+
+def test_devices_are_named_with_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(name="Test GPU", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr(gpu, "driver", lambda: "580.1")
+    found = gpu.devices()
+    assert found["cuda:0"] == "Test GPU, compute capability 9.0, 80 GiB, 132 multiprocessors"
+    assert found["driver"].startswith("580.1; torch was built with CUDA")
+
+
+def test_a_missing_nvidia_smi_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert gpu.driver() == "unknown (no nvidia-smi)"
+
+
+def test_the_check_for_gpus_is_right_wherever_it_runs() -> None:
+    check = check_linear_gpu(seconds=0.0, features=512, batch=9, device="cpu")
+    assert check.right
+    assert 1e-4 < check.error < 1e-2  # bfloat16's
+
+
+@pytest.mark.usefixtures("short")
+def test_a_machine_with_a_gpu_gets_a_layer_measured_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "facts", lambda: {"cuda:0": "Test GPU"})
+    monkeypatch.setattr(doctor, "check_linear_gpu", lambda: Check("cuda-triton", 3e-3, 1e-3, 1e-3, 1e-3))
+    outcome = run("doctor")
+    assert outcome.code == 0, outcome.err
+    assert "10% of the blocks of 64x64, batch 4096, bfloat16" in outcome.out
+    assert "3.00x" in outcome.out
+
+
+@pytest.mark.usefixtures("short")
+def test_a_gpu_that_fails_is_a_problem_and_doctor_reaches_its_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CompilationError(Exception):
+        pass
+
+    def broken() -> Check:
+        raise CompilationError("no such target")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "facts", lambda: {"cuda:0": "Test GPU"})
+    monkeypatch.setattr(doctor, "check_linear_gpu", broken)
+    outcome = run("doctor")
+    assert (outcome.code, outcome.err) == (1, "lth-sparse doctor: 1 problem(s): the GPU: no such target\n")
+
+
+@pytest.mark.gpu
+def test_a_layer_on_the_gpu_is_right() -> None:
+    check = check_linear_gpu(seconds=0.05)
+    assert check.backend == "cuda-triton"
+    assert check.right

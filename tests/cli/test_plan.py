@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lth_sparse.cli import plan as command
+from lth_sparse.errors import ArgumentError
 from lth_sparse.nn import LayerPlan, PlanTable
 from lth_sparse.ops.measure import Timing
 
@@ -210,3 +211,42 @@ def test_help_names_every_option(run: Run) -> None:
     text = run("plan", "--help").out
     for option in ("input", "density", "block", "threads", "predict", "json"):
         assert f"--{option}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "tpu"], "--device: expected cpu, cuda, or cuda:N, got tpu"),
+        (["--device", "cuda"], "--device: expected cpu, since torch finds no CUDA device here, got cuda"),
+        (["--device", "cuda:7"], "--device: expected cpu, since torch finds no CUDA device here, got cuda:7"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(
+    words: list[str], said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outcome = run("plan", "lenet", *words)
+    assert (outcome.code, outcome.err) == (1, f"lth-sparse: error: {said}\n")
+
+
+def test_a_device_is_taken_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert command.parse_device("cuda") == torch.device("cuda")
+    assert command.parse_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ArgumentError, match=r"expected one of the 2 CUDA device\(s\) here, got cuda:2"):
+        command.parse_device("cuda:2")
+
+
+def test_the_cost_model_is_not_asked_for_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "parse_device", lambda text: torch.device("cuda"))
+    outcome = run("plan", "lenet", "--device", "cuda", "--predict")
+    assert outcome.code == 1
+    assert "--predict: expected --device cpu beside it: the cost model is for CPUs, got cuda" in outcome.err
+
+
+@pytest.mark.gpu
+def test_a_network_is_planned_on_a_gpu(run: Run) -> None:
+    outcome = run("plan", "lenet", "--device", "cuda", "--block", "16x16", "--density", "0.2")
+    assert outcome.code == 0, outcome.err
+    assert "bsr 16x16" in outcome.out

@@ -176,6 +176,12 @@ def test_without_a_dense_baseline_level_0_is_not_trained(
         result.verdict()
 
 
+def test_a_target_density_is_reached_without_a_dense_baseline_and_strictly(search: Search) -> None:
+    options = {"criterion": "synflow", "score_shape": (1, 6, 6), "levels": None, "rate": 0.5, "target_density": 0.3}
+    result = search(**options, dense_baseline=False, strict=True, stop_below=0.0)
+    assert [round(record.density, 2) for record in result.levels] == [1.0, 0.5, 0.25]
+
+
 def test_synflow_needs_a_shape_only(search: Search) -> None:
     result = search(criterion="synflow", levels=None, rate=0.98, score_shape=(1, 6, 6))
     assert result.ticket.masks.nnz == 36

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,46 @@ def test_float32_uses_three_products_unless_one_is_allowed() -> None:
     assert launch.select(Device("old", 70, 98304, 80), problem, tf32=True).precision == "ieee"
     assert launch.select(Device("amd", 94, 65536, 304, hip=True), problem).precision == "ieee"
     assert launch.select(A100, Problem("forward", "bfloat16", (32, 32), 512), tf32=True).precision == "ieee"
+
+
+def test_tiles_by_descriptor_only_where_device_and_operands_allow_them() -> None:
+    aligned = Problem("forward", "bfloat16", (64, 64), 4096, tma=True)
+    assert launch.heuristic(H100, aligned).tma
+    assert launch.heuristic(H100, replace(aligned, product="input_gradient")).tma
+    assert not launch.heuristic(A100, aligned).tma
+    assert not launch.heuristic(Device("amd", 942, 65536, 304, hip=True), aligned).tma
+    assert not launch.heuristic(H100, replace(aligned, tma=False)).tma
+    assert not launch.heuristic(H100, replace(aligned, product="weight_gradient")).tma
+    few = launch.heuristic(H100, replace(aligned, tokens=1))  # whose steps are deeper than a block
+    assert not few.tma
+    assert few.block_k == 128
+
+
+def test_a_table_does_not_force_descriptors_on_operands_that_refuse_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = Problem("forward", "bfloat16", (64, 64), 4096, tma=True)
+    tile = Tile(128, 64, 64, 4, 5, tma=True)
+    monkeypatch.setattr(launch, "read_table", lambda name: {aligned.key: tile})
+    assert launch.select(H100, aligned) is tile
+    refusing = replace(aligned, tma=False)
+    assert launch.select(H100, refusing) == launch.heuristic(H100, refusing)
+
+
+@pytest.mark.parametrize("device", [H100, A100, Device("sm_86", 86, 101376, 84)], ids=lambda device: device.name)
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128)])
+@pytest.mark.parametrize("dtype", launch.DTYPES)
+def test_a_third_operand_takes_its_memory_from_the_other_two(
+    dtype: str, block: tuple[int, int], gathers: bool, device: Device
+) -> None:
+    product = launch.PRODUCTS[1 if gathers else 2]
+    tile = launch.heuristic(device, Problem(product, dtype, block, 4096))
+    beside = launch.beside_relu(tile, gathers=gathers)
+    assert (beside.block_m, beside.block_n) == (tile.block_m, tile.block_n)
+    assert beside.num_stages >= min(tile.num_stages, 3)
+    third = tile.block_m if gathers else tile.block_n
+    before = tile.num_stages * tile.block_k * (tile.block_m + tile.block_n)
+    after = beside.num_stages * beside.block_k * (tile.block_m + tile.block_n + third)
+    assert after <= before or beside.num_stages == min(tile.num_stages, 6 if gathers else 3)
 
 
 @pytest.mark.parametrize(

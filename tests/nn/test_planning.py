@@ -292,3 +292,32 @@ def test_a_real_measurement_fills_the_table(net: nn.Module, images: Tensor, monk
     assert table.step > 0.0
     assert all(layer.speedup(0.2, "csr") > 0.0 for layer in table.layers)  # type: ignore[operator]
     assert "network, auto" in str(table)
+
+
+def test_a_model_on_a_gpu_is_never_left_to_the_cost_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU(torch.Tensor):
+        device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
+
+    model = nn.Sequential(nn.Linear(8, 4))
+    monkeypatch.setattr(planning, "dense_weight", lambda module: module.weight.as_subclass(OnGPU))
+    with pytest.raises(ArgumentError, match="measure: expected True for a model on cuda"):
+        planning.plan(model, torch.randn(2, 8), measure=False)
+
+
+def test_where_only_blocks_have_a_kernel_the_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        planning.choices, "backend_of", lambda kind, *_, **__: "cuda-triton" if kind == "bsr" else "reference"
+    )
+    table = planning.plan(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    assert table.layers[0].note.endswith("but for blocks, which block=(rows, cols) plans for")
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_is_planned_there() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32)).cuda().bfloat16()
+    sample = torch.randn(16, 64, device="cuda", dtype=torch.bfloat16)
+    table = planning.plan(model, sample, densities=(0.2,), block=(16, 16))
+    assert "bsr" in table.layouts
+    assert table.step > 0.0
+    assert "gpu" in table.environment
+    assert torch.cuda.get_device_name() in str(table)

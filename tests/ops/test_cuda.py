@@ -1,4 +1,4 @@
-"""Registration of the CUDA operators, which needs Triton but no device."""
+"""What of the CUDA operators needs no device: their registration, and the shapes of the reference behind them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from lth_sparse.formats import make_layout
 from lth_sparse.ops import backend_of, use_backend
 from lth_sparse.ops.backend import HAS_TRITON
+from lth_sparse.ops.library import REFERENCES
 
 NAMES = ("linear_bsr", "linear_bsr_backward", "conv2d_bsr", "conv2d_bsr_backward")
 
@@ -32,6 +34,25 @@ def test_block_sparse_layers_have_kernels_on_cuda_and_nothing_else_does() -> Non
     assert backend_of("dense", "cuda", torch.float32) == "torch"
     with use_backend("reference"):
         assert backend_of("bsr", "cuda", torch.float32) == "reference"
+
+
+@pytest.mark.parametrize("kind", ["csr", "bsr", "dense"])
+def test_the_reference_on_a_device_waits_for_no_data(kind: str) -> None:
+    """Tensors without data refuse whatever depends on it: a count, a comparison, a number for the host."""
+    options = {"block": (4, 4), "cover": "zeros"} if kind == "bsr" else {}
+    for shape, size, conv in (((9, 7), (3, 7), ()), ((6, 2, 3, 3), (3, 2, 7, 8), ([1, 1], [1, 1], [1, 1], 1))):
+        layout = make_layout(kind, torch.rand(shape) < 0.5, **options)  # type: ignore[arg-type]
+        index = [torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in layout.index]
+        x, values, bias = (torch.empty(s, device="meta") for s in (size, layout.values_shape, shape[:1]))
+        if kind == "dense":
+            dense = REFERENCES["expand"](values, *index, layout.numel)
+            assert dense.shape == (layout.numel,)
+            assert REFERENCES["compress"](dense, *index, layout.nnz).shape == values.shape
+            continue
+        name = f"conv2d_{kind}" if conv else f"linear_{kind}"
+        y = REFERENCES[name](x, values, bias, index, list(shape), *conv, "relu")
+        found = REFERENCES[f"{name}_backward"](y, x, values, index, list(shape), *conv, [True, True, True], y)
+        assert [tuple(tensor.shape) for tensor in found] == [size, layout.values_shape, shape[:1]]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

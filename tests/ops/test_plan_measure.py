@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lth_sparse.ops import measure as timing
+from lth_sparse.ops import timers
 from lth_sparse.ops.measure import PASSES, Timing, interleave, measure
 from lth_sparse.ops.plan import layout_of
 
@@ -74,16 +75,21 @@ class Clock:
         return call
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    for module in (timing, timers):
+        monkeypatch.setattr(module, "time", clock)
+
+
 def test_rounds_fill_the_budget_but_are_never_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    set_clock(monkeypatch, clock)
     assert len(interleave({"a": clock.run(1.0)}, CPU, budget=0.0, least=3)["a"]) == 3
     assert len(interleave({"a": clock.run(1.0)}, CPU, budget=7.0, least=3)["a"]) == 7
 
 
 def test_rivals_that_cannot_be_told_apart_get_more_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    set_clock(monkeypatch, clock)
     noisy, steady = (0.9, 1.1, 1.0, 1.3, 0.7, 1.02), (1.0, 1.0)
     close = {"a": clock.run(*noisy), "b": clock.run(*steady)}
     assert len(interleave(close, CPU, ["a", "b"], budget=6.0, least=3, patience=4)["a"]) > 20
@@ -94,7 +100,7 @@ def test_rivals_that_cannot_be_told_apart_get_more_rounds(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("spaced", [True, False])
 def test_what_disturbs_the_caches_is_not_timed(spaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    set_clock(monkeypatch, clock)
     seconds = interleave({"a": clock.run(1e-6)}, CPU, budget=0.0, least=2, spaced=spaced)["a"]
     assert seconds == pytest.approx([1e-6, 1e-6])
 
