@@ -117,7 +117,35 @@ def find(
     rewind: Annotated[
         str, typer.Option(help="init, a step such as 500it, epochs such as 3ep, auto, continue, lr or finetune.")
     ] = "init",
-    scope: Annotated[str, typer.Option(help="layer or global: where the smallest weights are looked for.")] = "layer",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="What the smallest of are pruned. After training: magnitude (= large_final), small_final, random, "
+            "large_init, small_init, large_init_large_final, small_init_small_final, magnitude_increase, movement, "
+            "large_final_same_sign, large_final_diff_sign, gradient, taylor. Before it, each level from the untrained "
+            "network: snip, grasp, synflow.",
+        ),
+    ] = "magnitude",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="layer, global, or erk (Erdos-Renyi-Kernel densities): where the smallest weights are looked for.",
+            show_default="layer; global for snip, grasp, synflow",
+        ),
+    ] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            help="What is pruned at once: weight, row, block:RxC, vector:Rx1, column, channel, N:M such as 2:4; of "
+            "convolutions only: filter, kernel.",
+        ),
+    ] = "weight",
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers never to prune: a name, a glob or a type such as Linear; may be repeated.", show_default="none"
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -182,7 +210,10 @@ def find(
             seeds=seeds,
             iterations=iterations,
             rewind=rewind,
+            criterion=criterion,
             scope=scope,
+            granularity=granularity,
+            freeze=tuple(freeze or ()),
             rate=rate,
             controls=controls,
             more_controls=more_controls,

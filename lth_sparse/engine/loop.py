@@ -1,7 +1,8 @@
 """The search for winning tickets: iterative magnitude pruning with rewinding (Frankle & Carbin 2018, section 2).
 
     for each level k = 0 ... n:
-        prune     mask_k from the trained weights of level k - 1; level 0 keeps all
+        prune     mask_k from the trained weights of level k - 1; level 0 keeps all. (Criteria at initialisation: from
+                  theta_0 under mask_{k - 1}, whatever level k - 1 was trained to.)
         rewind    surviving weights, buffers and random states to theta_0 (or theta_k)
         train     the sparse network, with the user's own loop
         record    the ticket
@@ -24,15 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.controls import FRESH, altered, control_masks, reinitialise_
-from lth_sparse.engine.criteria import find_criterion, score
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
+from lth_sparse.engine.pruning import check_depth, prune_level
 from lth_sparse.engine.result import LevelRecord, TicketResult
 from lth_sparse.engine.rewinding import START, Moment, Rewind
 from lth_sparse.engine.rng import derived_seed, preserved_rng, restore_rng, seed_all
 from lth_sparse.engine.rundir import RunDirectory
-from lth_sparse.engine.scope import prune
-from lth_sparse.engine.selection import check_prunable, layer_rates, weights_of
+from lth_sparse.engine.selection import check_granularity, check_prunable, layer_rates, types_of, weights_of
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
@@ -68,11 +68,16 @@ class Search(Iterator[Level]):
             rates=settings.rates,
             prune=settings.prune,
             freeze=settings.freeze,
+            types=types_of(model, weights),
         )
-        check_prunable(model, [name for name, rate in self._rates.items() if rate])
         self._tile = Granularity.parse(settings.granularity)
+        rated = [name for name, rate in self._rates.items() if rate]
+        check_granularity(model, rated, self._tile)
+        if settings.target_density is None:  # else the search ends by itself
+            shapes = {name: weight.shape for name, weight in weights.items()}
+            check_depth(shapes, self._rates, settings.depth, settings.shared, self._tile)
+        check_prunable(model, rated)
         self._rewind = Rewind.parse(settings.rewind)
-        self._criterion = find_criterion(settings.criterion)
         self._template = copy.deepcopy(model)  # the user's model is never touched again
         self._aliases = _aliases(self._template)
         self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
@@ -108,8 +113,11 @@ class Search(Iterator[Level]):
                 if k == 1 and self._rewind.moment is None:
                     yield from self._find_rewind_point()
                 if not self._recall(k):
-                    masks = self._prune(k)
-                    yield from self._train(self._level(k, masks), masks)
+                    if k == 0 and not self.settings.dense_baseline:
+                        self._keep_untrained()
+                    else:
+                        masks = self._prune(k)
+                        yield from self._train(self._level(k, masks), masks)
                 if self._ends(k):
                     break
             for k, control in self.settings.control_runs(len(self._result.tickets) - 1):
@@ -129,25 +137,17 @@ class Search(Iterator[Level]):
         return start
 
     def _prune(self, k: int) -> Mask:
-        """mask_k from the trained survivors of level k - 1."""
+        """mask_k from the survivors of level k - 1."""
         if k == 0:
             return self._everything
-        before = self._result.tickets[k - 1]
-        weights = before.state_dict("trained")
-        candidates = {name: mask for name, mask in before.masks.items() if self._rates[name]}
-        scores = {name: score(self._criterion, name, weights[name], mask) for name, mask in candidates.items()}
-        pruned = prune(
-            scores,
-            before.masks,
-            self._rates,
-            k,
-            scope=self.settings.scope,
-            granularity=self._tile,
-            min_kept=self.settings.min_kept,
+        pruned = prune_level(
+            k, self._result.tickets[k - 1], self._start.tensors, self._dense, self._rates, self.settings
         )
         for name in sorted(set(pruned.floored) - self._floored):
-            kept, floor = int(pruned.masks[name].sum()), self.settings.min_kept
-            message = f"{name}: level {k} would prune it below min_kept={floor}; it keeps {kept} weights from here on"
+            mask = pruned.masks[name]
+            kept, floor = int(mask.sum()), f"min_kept={self.settings.min_kept}"
+            floor = f"granularity={self._tile.name!r}" if kept == self._tile.least(mask.shape) else floor
+            message = f"{name}: level {k} would prune it below {floor}; it keeps {kept} weights from here on"
             warnings.warn(message, UserWarning, stacklevel=2)
         self._floored.update(pruned.floored)
         return Mask(pruned.masks)
@@ -159,7 +159,7 @@ class Search(Iterator[Level]):
             ArgumentError: the metric was not recorded. RunError: pruning has come to an end above the target.
         """
         settings, record = self.settings, self._result.levels[k]
-        if settings.stop_below is not None:
+        if settings.stop_below is not None and (k > 0 or settings.dense_baseline):
             accuracy = record.accuracy(settings.stop_metric)
             if accuracy is None:
                 raise ArgumentError(expected("stop_metric", "one that train records", repr(settings.stop_metric)))
@@ -271,12 +271,25 @@ class Search(Iterator[Level]):
                 self._directory.keep_snapshot(name, captured)
         self._keep(self._ticket(level, masks, initial), {"seconds": level.seconds, "layers": self._layers})
 
+    def _keep_untrained(self) -> None:
+        """Level 0 without training, for criteria that need none and users who want none: trained is theta_0."""
+        model, seed = self._dense(self._start.tensors), self.settings.seed
+        level = self._make_level(model, 0, self._everything, seed, rewound_to=self._start)
+        level.finish(0.0)
+        state = dense_state_dict(level.model)
+        initial = {name: state[name].detach().cpu().clone() for name in _stored(state, self._aliases)}
+        self._keep(self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})
+
     # --- the parts they are made of ----------------------------------------------------------------------------------
+
+    def _dense(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        model = copy.deepcopy(self._template)
+        load_tensors(model, tensors)
+        return model
 
     def _build(self, tensors: Mapping[str, Tensor], masks: Mask) -> tuple[nn.Module, list[dict[str, Any]]]:
         """A fresh model with these weights, sparse where the masks prune, and the report of it."""
-        model = copy.deepcopy(self._template)
-        load_tensors(model, tensors)
+        model = self._dense(tensors)
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         if not pruned:
             return model, []
