@@ -294,7 +294,8 @@ class Search(Iterator[Level]):
         if not pruned:
             return model, []
         settings = self.settings
-        report = sparsify_(model, pruned, layout=settings.layout, block=settings.block, break_even=settings.break_even)
+        layout = settings.layout_for(pruned)
+        report = sparsify_(model, pruned, layout=layout, block=settings.block, break_even=settings.break_even)
         fuse_relu_(model)
         if settings.feature_major:
             feature_major_(model)

@@ -90,6 +90,9 @@ class Settings:
         if self.layout == "bsr" and self.block is None:
             what = "'auto', 'csr' or 'dense', or granularity='block:RxC' with 'bsr'"
             raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
+        if self.layout == "2:4" and self.granularity != "2:4":
+            what = "'auto', 'csr' or 'dense', or granularity='2:4' with '2:4'"
+            raise ArgumentError(expected("layout", what, f"'2:4' with granularity={self.granularity!r}"))
         if self.break_even is not None:
             self._set("break_even", check_break_even(self.break_even))
         for name in ("feature_major", "strict"):
@@ -123,6 +126,13 @@ class Settings:
     def block(self) -> tuple[int, int] | None:
         """The block in which sparse layers may be stored: that of the granularity."""
         return Granularity.parse(self.granularity).block if self.layout in ("auto", "bsr") else None
+
+    def layout_for(self, masks: Mapping[str, Tensor]) -> str:
+        """The layout of a level: that asked for, but dense where single weights on the way to 2:4 are not there yet."""
+        if self.layout != "2:4":
+            return self.layout
+        most = [int(mask.reshape(-1, 4).sum(1).max()) for mask in masks.values() if mask.numel()]
+        return "2:4" if max(most, default=0) <= 2 else "dense"
 
     @property
     def depth(self) -> int:

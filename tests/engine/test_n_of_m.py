@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import lth_sparse as ls
+from lth_sparse.engine import Level
 from lth_sparse.engine.controls import control_masks
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.pruning import check_depth
 from lth_sparse.engine.scope import prune, survivors
 from lth_sparse.errors import ArgumentError
+from lth_sparse.nn import sparse_modules
 
 
 def groups(mask: Tensor, m: int) -> list[tuple[int, int]]:
@@ -142,3 +146,21 @@ def test_a_search_ends_in_n_of_m(search: Any) -> None:
         assert all(kept == min(2, width) for kept, width in groups(mask, 4))
     with pytest.raises(ArgumentError, match="levels: expected at most 4"):
         search(levels=5, rate=0.2, output_rate=0.2, granularity="2:4")
+
+
+def test_levels_on_the_way_to_2_4_are_dense_and_the_last_is_stored_so() -> None:
+    kinds: list[set[str]] = []
+
+    def train(model: nn.Module, level: Level) -> dict[str, float]:
+        kinds.append({module.layout.kind for _, module in sparse_modules(model)})
+        return {"test_acc": 0.5}
+
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    options = {"granularity": "2:4", "layout": "2:4", "rate": 0.3, "output_rate": 0.3, "levels": 2, "strict": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the last level stops at one half
+        result = ls.find_ticket(model, train, **options)
+    assert kinds == [set(), {"dense"}, {"2:4"}]
+    assert result.ticket.density == 0.5
+    with pytest.raises(ArgumentError, match="layout: expected 'auto', 'csr' or 'dense', or granularity='2:4'"):
+        ls.find_ticket(model, train, layout="2:4", levels=1)
