@@ -228,6 +228,41 @@ def find(
 
 
 @app.command()
+def reproduce(
+    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4 or conv6.")] = "lenet",
+    budget: Annotated[
+        str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
+    ] = "quick",
+    figure: Annotated[
+        int | None, typer.Option(help="Judge the claims of one of the paper's figures only.", show_default="all")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 5,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Directory with the files of MNIST or CIFAR-10; without it, digits.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; one that holds part of the same run is continued.",
+            show_default="runs/reproduce-<network>-<dataset>-<budget>",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels.", show_default="torch's")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of each training.", show_default="the budget's")
+    ] = None,
+    levels: Annotated[int | None, typer.Option(min=1, help="Prunings.", show_default="the budget's")] = None,
+) -> int:
+    """Repeat the paper's experiment on a network and judge its claims; exit code 1 if one is contradicted."""
+    from lth_sparse.cli.reproduce import Options, run
+
+    return run(Options(network, budget, figure, seeds, data, output, threads, iterations, levels))
+
+
+@app.command()
 def convert(
     ticket: Annotated[Path, typer.Argument(help="A ticket file written by find or Ticket.save.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
