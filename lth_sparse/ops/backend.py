@@ -75,21 +75,27 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_of(
-    kind: str, device: torch.device | str, dtype: torch.dtype, dims: int = 2, gradients: bool = False
+    kind: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    dims: int = 2,
+    gradients: bool = False,
+    channels_last: bool = False,
 ) -> str:
     """What runs the forward pass of a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``,
     ``"cpu-scalar"``, ``"cuda-triton"``, ``"torch"`` or ``"reference"``.
 
-    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution; today nothing
-    depends on it. ``"torch"`` is torch's own dense product, which the dense layout uses; ``"reference"`` skips no
-    pruned weight. ``gradients`` asks for what runs the backward pass: the same, but for bfloat16 on the CPU, whose
-    kernels are for inference.
+    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution.
+    ``channels_last``: its blocks are those of channels_last memory, which the kernels for CPUs do not know. ``"torch"``
+    is torch's own dense product, which the dense layout uses; ``"reference"`` skips no pruned weight. ``gradients``
+    asks for what runs the backward pass: the same, but for bfloat16 on the CPU, whose kernels are for inference.
     """
     if kind == "dense":
         return "torch"
     place = torch.device(device).type
     dtypes = KERNEL_DTYPES if gradients else FORWARD_DTYPES
-    if kind in ("csr", "bsr") and place == "cpu" and dtype in dtypes and not forced_reference():
+    known = kind == "csr" or (kind == "bsr" and not (channels_last and dims > 2))
+    if known and place == "cpu" and dtype in dtypes and not forced_reference():
         return f"cpu-{_C.isa()}"
     triton = HAS_TRITON and kind == "bsr" and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"

@@ -18,13 +18,15 @@ from lth_sparse.formats import BSR, CSR, Layout
 __all__ = ["before_relu", "conv2d", "conv2d_backward", "layout_of", "linear", "linear_backward"]
 
 
-def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: Tensor) -> Layout:
+def layout_of(
+    kind: str, shape: Sequence[int], index: Sequence[Tensor], values: Tensor, channels_last: bool = False
+) -> Layout:
     """The layout object over index tensors that came through an operator call."""
     if kind == "csr":
         return CSR(tuple(shape), *index)
     block = (int(values.shape[1]), int(values.shape[2]))
     # The count of live entries is not needed here, and counting would read the data.
-    return BSR(tuple(shape), *index, block=block, live=-1)
+    return BSR(tuple(shape), *index, block=block, live=-1, channels_last=channels_last)
 
 
 def before_relu(grad: Tensor, activated: Tensor | None) -> Tensor:
