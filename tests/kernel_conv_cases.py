@@ -33,6 +33,9 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, Conv, tuple[int, int]]] = {
     "5x5 larger than the image": ((2, 2, 3, 4), 6, Conv((5, 5), padding=(2, 2)), (16, 32)),
     "one row, as a conv1d": ((2, 6, 1, 17), 9, Conv((1, 4), (1, 2), (0, 3)), (8, 8)),
     "block larger than the weight": ((2, 3, 5, 4), 20, Conv((3, 3), padding=(1, 1)), (64, 128)),
+}
+#: Further ones, of blocks within a tap.
+MORE: dict[str, tuple[tuple[int, ...], int, Conv, tuple[int, int]]] = {
     "3x3, several blocks of a tap": ((2, 40, 4, 5), 37, Conv((3, 3), padding=(1, 1)), (16, 16)),
     "7x7 stride 2 of 3 channels": ((2, 3, 9, 11), 20, Conv((7, 7), (2, 2), (3, 3)), (16, 4)),
     "3x3 stride 2, wide blocks": ((2, 64, 5, 6), 24, Conv((3, 3), (2, 2), (1, 1)), (8, 64)),
@@ -52,7 +55,7 @@ class Case:
         batch: int | None = None,
         channels_last: bool = False,
     ):
-        size, rows, self.conv, block = CONVOLUTIONS[name]
+        size, rows, self.conv, block = (CONVOLUTIONS | MORE)[name]
         size = size if batch is None else (batch, *size[1:])
         shape = (rows, size[1] // self.conv.groups, *self.conv.kernel)
         # Every tap of a channels_last weight has blocks of its own.

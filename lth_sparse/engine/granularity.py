@@ -1,8 +1,10 @@
 """What is pruned at once: single weights, blocks, or whole rows (neurons, filters).
 
 Every granularity is a tile over the matrix view ``[rows, cols] = [out, in / groups * prod(kernel)]`` of a weight:
-``"weight"`` is 1x1, ``"block:RxC"`` is R x C with ragged tiles at the edges, ``"row"`` is 1 x cols. A tile's score is
-the sum of its weights' scores; with magnitude that is sum |w|. A tile lives or dies as a whole.
+``"weight"`` is 1x1, ``"block:RxC"`` is R x C with ragged tiles at the edges, ``"row"`` is 1 x cols. With
+``"block:RxC:channels_last"`` the columns of a convolution go by kernel position first, and a tile is C consecutive
+channels at one position: the blocks of a channels_last :class:`lth_sparse.formats.BSR`. A tile's score is the sum of
+its weights' scores; with magnitude that is sum |w|. A tile lives or dies as a whole.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
+from lth_sparse.formats.layout import from_tap_matrix, tap_matrix
 
 __all__ = ["Granularity"]
 
@@ -27,15 +30,17 @@ class Granularity:
     Attributes:
         name: what the user typed.
         rows, cols: size of the tile in the matrix view; ``cols=None`` is the full width.
+        channels_last: columns are (kernel position, channel) and not (channel, kernel position).
     """
 
     name: str
     rows: int
     cols: int | None
+    channels_last: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Granularity:
-        """Read ``"weight"``, ``"row"`` or ``"block:RxC"``.
+        """Read ``"weight"``, ``"row"``, ``"block:RxC"`` or ``"block:RxC:channels_last"``.
 
         Raises:
             ArgumentError, ArgumentTypeError: anything else.
@@ -46,11 +51,11 @@ class Granularity:
             return cls(text, 1, 1)
         if text == "row":
             return cls(text, 1, None)
-        match = re.fullmatch(r"block:([1-9]\d*)x([1-9]\d*)", text)
+        match = re.fullmatch(r"block:([1-9]\d*)x([1-9]\d*)(:channels_last)?", text)
         if match is None:
-            what = "'weight', 'row' or 'block:RxC', such as 'block:16x16'"
+            what = "'weight', 'row' or 'block:RxC', such as 'block:16x16' or 'block:16x16:channels_last'"
             raise ArgumentError(expected("granularity", what, repr(text)))
-        return cls(text, int(match[1]), int(match[2]))
+        return cls(text, int(match[1]), int(match[2]), match[3] is not None)
 
     @property
     def block(self) -> tuple[int, int] | None:
@@ -71,7 +76,10 @@ class Granularity:
             weight = weight.to(torch.int64)
         if self._single:
             return weight.reshape(-1)
-        matrix = weight.reshape(weight.shape[0], -1)
+        if self._by_tap(weight.shape):
+            matrix = tap_matrix(weight, self._tile(weight.shape)[1])
+        else:
+            matrix = weight.reshape(weight.shape[0], -1)
         matrix = matrix.to(torch.float64) if matrix.is_floating_point() else matrix
         rows, cols, tile_rows, tile_cols = *self._grid(weight.shape), *self._tile(weight.shape)
         padding = (0, cols * tile_cols - matrix.shape[1], 0, rows * tile_rows - matrix.shape[0])
@@ -84,6 +92,8 @@ class Granularity:
             return tiles.reshape(shape)
         rows, cols, tile_rows, tile_cols = *self._grid(shape), *self._tile(shape)
         matrix = tiles.reshape(rows, cols).repeat_interleave(tile_rows, 0).repeat_interleave(tile_cols, 1)
+        if self._by_tap(shape):
+            return from_tap_matrix(matrix[: shape[0]], tuple(shape), tile_cols)
         return matrix[: shape[0], : math.prod(shape[1:])].reshape(shape).contiguous()
 
     def sizes(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
@@ -94,9 +104,14 @@ class Granularity:
     def _single(self) -> bool:
         return (self.rows, self.cols) == (1, 1)
 
+    def _by_tap(self, shape: tuple[int, ...] | torch.Size) -> bool:
+        return self.channels_last and len(shape) > 2
+
     def _tile(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
         return self.rows, max(1, math.prod(shape[1:])) if self.cols is None else self.cols
 
     def _grid(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
         tile_rows, tile_cols = self._tile(shape)
-        return math.ceil(shape[0] / tile_rows), math.ceil(math.prod(shape[1:]) / tile_cols)
+        taps = math.prod(shape[2:]) if self._by_tap(shape) else 1
+        columns = taps * math.ceil(math.prod(shape[1:]) / taps / tile_cols)
+        return math.ceil(shape[0] / tile_rows), columns

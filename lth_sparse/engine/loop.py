@@ -205,7 +205,14 @@ class Search(Iterator[Level]):
         if not pruned:
             return model, []
         settings = self.settings
-        report = sparsify_(model, pruned, layout=settings.layout, block=settings.block, break_even=settings.break_even)
+        report = sparsify_(
+            model,
+            pruned,
+            layout=settings.layout,
+            block=settings.block,
+            channels_last=settings.channels_last,
+            break_even=settings.break_even,
+        )
         fuse_relu_(model)
         if settings.feature_major:
             feature_major_(model)

@@ -62,7 +62,8 @@ def find_ticket(
             :func:`lth_sparse.engine.selection.layer_rates` for which wins.
         criterion: "magnitude", or ``criterion(name, weight) -> scores``, the smallest of which are pruned.
         scope: "layer", or "global": layers of equal rate compete.
-        granularity: "weight", "row" or "block:RxC".
+        granularity: "weight", "row", "block:RxC" or "block:RxC:channels_last", see
+            :mod:`lth_sparse.engine.granularity`.
         rewind: "init", a step such as "500it" (attach the optimiser, see :meth:`Level.attach`), or "continue".
         one_shot: prune once; ``rate`` is then the final rate.
         min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.

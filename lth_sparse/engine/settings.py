@@ -86,6 +86,11 @@ class Settings:
         return Granularity.parse(self.granularity).block if self.layout in ("auto", "bsr") else None
 
     @property
+    def channels_last(self) -> bool:
+        """Whether those blocks are of channels_last weights."""
+        return self.block is not None and Granularity.parse(self.granularity).channels_last
+
+    @property
     def depth(self) -> int:
         """Number of prunings."""
         assert self.levels is not None  # __post_init__ has filled it in

@@ -38,6 +38,7 @@ def sparsify_(
     *,
     layout: str = "auto",
     block: tuple[int, int] | None = None,
+    channels_last: bool = False,
     cover: str | None = None,
     sample_input: Any = None,
     measure: bool = True,
@@ -56,6 +57,10 @@ def sparsify_(
         layout: ``"csr"``, ``"bsr"``, ``"dense"``, or ``"auto"``: the fastest for each layer, ``"dense"`` where a sparse
             layout would lose.
         block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
+        channels_last: cut the blocks of convolutions from the weight in channels_last memory order, so that each lies
+            at one kernel position: block-sparse convolutions on GPUs are made for it, and for channels_last
+            activations, whose format they keep. There is no kernel for it on CPUs. Linear layers are the same either
+            way.
         cover: what BSR does with pruned weights inside kept blocks, see :meth:`lth_sparse.formats.BSR.from_mask`.
         sample_input: what to call the model with (a tensor, a tuple of arguments, a mapping of keyword arguments), so
             that speed-ups are measured on the real shapes. Timings are remembered on disk, see
@@ -73,7 +78,7 @@ def sparsify_(
             parameter that has no sparse form or is tied to one without, a layer with hooks or parametrizations that
             would be lost, a mask that keeps weights pruned before, nothing pruned at all. The model is unchanged then.
     """
-    _check_layout(layout, block, cover)
+    _check_layout(layout, block, cover, channels_last)
     evens = check_break_even(break_even)
     check_root(check_model(model))
     tree = ModuleTree(model)
@@ -87,8 +92,8 @@ def sparsify_(
     rows: list[LayerReport] = []
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
-        choice = _choose(request, layout, block, cover, samples, measure, evens.get(request.name))
-        converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover))
+        choice = _choose(request, layout, block, cover, channels_last, samples, measure, evens.get(request.name))
+        converted = _convert(request, _layout(request.mask, choice.kind, choice.block, cover, channels_last))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
     for old, new in replacements:
@@ -149,14 +154,15 @@ def _spare_index(model: nn.Module) -> None:
         setattr(model, _DDP_IGNORED, list(dict.fromkeys([*(name for name in before if name in present), *index])))
 
 
-def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None) -> None:
+def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None, channels_last: bool) -> None:
     """Refuse what no mask could make valid, before the model is looked at."""
     kinds = ("auto", *LAYOUTS)
     if layout not in kinds:
         raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, kinds))}", layout))
-    if layout == "auto" and block is None and cover is None:
+    if layout == "auto" and block is None and cover is None and channels_last is False:
         return
-    build_layout("bsr" if layout == "auto" else layout, torch.ones(1, 1, dtype=torch.bool), block=block, cover=cover)
+    kind, one = "bsr" if layout == "auto" else layout, torch.ones(1, 1, dtype=torch.bool)
+    build_layout(kind, one, block=block, cover=cover, channels_last=channels_last)
 
 
 def check_break_even(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -181,6 +187,7 @@ def _choose(
     layout: str,
     block: tuple[int, int] | None,
     cover: str | None,
+    channels_last: bool,
     samples: dict[int, Tensor] | None,
     measure: bool,
     even: float | None,
@@ -196,7 +203,7 @@ def _choose(
     sample = samples[id(module)] if samples and reached else None
     kinds: tuple[str, ...] = (layout,)
     if layout == "auto":
-        tried = block is not None and _fits_blocks(request.mask, block, cover)
+        tried = block is not None and _fits_blocks(request.mask, block, cover, channels_last)
         kinds = ("csr", "bsr", "dense") if tried else ("csr", "dense")
     choice = plan.choose_layout(
         weight,
@@ -209,6 +216,7 @@ def _choose(
         block=block if "bsr" in kinds else None,
         kinds=kinds,
         break_even=even,
+        channels_last=channels_last and "bsr" in kinds,
     )
     if layout != "auto":  # the user's word stands, whatever the plan would rather have
         measured = (choice.speedup_forward, choice.speedup_backward) if choice.kind == layout else (None, None)
@@ -216,18 +224,20 @@ def _choose(
     return replace(choice, note="; ".join(filter(None, (choice.note, note))))
 
 
-def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None) -> bool:
+def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None, channels_last: bool) -> bool:
     """True when BSR in ``block`` can hold the mask under ``cover``; both were checked for themselves before."""
     try:
-        build_layout("bsr", mask, block=block, cover=cover)
+        build_layout("bsr", mask, block=block, cover=cover, channels_last=channels_last)
     except ArgumentError:
         return False
     return True
 
 
-def _layout(mask: Tensor, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
-    """Layout of the chosen kind; ``block`` and ``cover`` speak of BSR only."""
-    return build_layout(kind, mask, block=block, cover=cover) if kind == "bsr" else build_layout(kind, mask)
+def _layout(mask: Tensor, kind: str, block: tuple[int, int] | None, cover: str | None, channels_last: bool) -> Layout:
+    """Layout of the chosen kind; the other arguments speak of BSR only."""
+    if kind != "bsr":
+        return build_layout(kind, mask)
+    return build_layout(kind, mask, block=block, cover=cover, channels_last=channels_last)
 
 
 def _convert(request: Request, layout: Layout) -> list[SparseModule]:
@@ -237,6 +247,7 @@ def _convert(request: Request, layout: Layout) -> list[SparseModule]:
     for module in request.modules:
         if isinstance(module, SparseModule):
             alike = module.layout.kind == layout.kind and module.layout.values_shape == layout.values_shape
+            alike = alike and module.layout.channels_last == layout.channels_last
             if alike and torch.equal(module.mask, layout.mask()):
                 return [old for old in request.modules if isinstance(old, SparseModule)]
             new = type(module)(module.to_dense(), layout, values)
@@ -259,7 +270,10 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
-        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape)),
+        channels_last=layout.channels_last,
+        backend=backend_of(
+            layout.kind, values.device, values.dtype, len(layout.shape), channels_last=layout.channels_last
+        ),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,
         speedup_forward=choice.speedup_forward,

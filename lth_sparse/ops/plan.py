@@ -94,6 +94,7 @@ def choose_layout(
     block: tuple[int, int] | None = None,
     kinds: tuple[str, ...] = ("csr", "dense"),
     break_even: float | None = None,
+    channels_last: bool = False,
 ) -> Choice:
     """Choose the layout for one layer.
 
@@ -110,6 +111,7 @@ def choose_layout(
         block: with ``"bsr"`` among ``kinds``, its block.
         kinds: layouts to choose from.
         break_even: density up to which a sparse layout is taken where neither sample nor shape is given.
+        channels_last: the blocks are those of a channels_last weight.
     """
     for kind in kinds:
         if kind not in LAYOUTS:
@@ -117,13 +119,14 @@ def choose_layout(
     density = float(mask.sum()) / max(mask.numel(), 1)
     if density == 1:
         return Choice("dense", None, None, None, "nothing pruned")
-    fast = fast_kinds(kinds, weight)
+    channels_last = channels_last and weight.dim() > 2
+    fast = fast_kinds(kinds, weight, channels_last=channels_last)
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
-    if sample is None and input_shape is None and not fast_kinds(fast, weight, gradients=True):
+    if sample is None and input_shape is None and not fast_kinds(fast, weight, True, channels_last):
         note = f"not measured, and no kernel for the gradients in {weight.dtype} on {weight.device.type}"
         return Choice("dense", None, None, None, note)
-    layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
+    layouts = {kind: layout_of(kind, mask, block, channels_last) for kind in (*fast, "dense") if kind in kinds}
     if sample is not None:
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
     if input_shape is not None:
@@ -131,16 +134,16 @@ def choose_layout(
     return _by_density(weight, layouts, block, break_even)
 
 
-def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False) -> list[str]:
+def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False, channels_last: bool = False) -> list[str]:
     """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
-    about = (weight.device, weight.dtype, weight.dim(), gradients)
+    about = (weight.device, weight.dtype, weight.dim(), gradients, channels_last)
     return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
 
 
-def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None) -> Layout:
+def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None, channels_last: bool = False) -> Layout:
     """The layout as a layer would store it."""
     if kind == "bsr":
-        return make_layout(kind, mask, block=block, cover="zeros")
+        return make_layout(kind, mask, block=block, cover="zeros", channels_last=channels_last)
     layout = make_layout(kind, mask)
     return layout.narrow() if kind == "csr" and mask.device.type == "cpu" else layout  # type: ignore[attr-defined]
 
@@ -176,7 +179,8 @@ def _by_sample(
     block: tuple[int, int] | None,
 ) -> Choice:
     key = signature(weight, sample.shape, conv, block, bias is not None, input_gradient, sample)
-    key += " " + "+".join(f"{kind}:{_backend(kind, weight)}" for kind in layouts) + _pattern(mask, layouts)
+    key += " " + "+".join(f"{kind}:{_backend(kind, weight, layout.channels_last)}" for kind, layout in layouts.items())
+    key += _pattern(mask, layouts) + _order("bsr" in layouts and layouts["bsr"].channels_last)
 
     def run() -> dict[str, Timing]:
         return measure(weight, layouts, sample, bias, conv, mask=mask, input_gradient=input_gradient)
@@ -201,7 +205,8 @@ def _by_model(
     block: tuple[int, int] | None,
 ) -> Choice:
     stored = {kind: _stored(layout) for kind, layout in layouts.items()}
-    timings = predict(weight, stored, input_shape, conv, block, input_gradient)
+    order = "bsr" in layouts and layouts["bsr"].channels_last
+    timings = predict(weight, stored, input_shape, conv, block, input_gradient, order)
     best = _fastest(timings, layouts, MODEL_TIE)
     return Choice(best, block if best == "bsr" else None, None, None, "by the cost model, not measured")
 
@@ -247,8 +252,13 @@ def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
     return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
 
 
-def _backend(kind: str, weight: Tensor) -> str:
-    return backend_of(kind, weight.device, weight.dtype, weight.dim())
+def _order(channels_last: bool) -> str:
+    """Of blocks, in a key of the cache; nothing for the order of a contiguous weight."""
+    return " channels_last" if channels_last else ""
+
+
+def _backend(kind: str, weight: Tensor, channels_last: bool) -> str:
+    return backend_of(kind, weight.device, weight.dtype, weight.dim(), channels_last=channels_last)
 
 
 def remembered(
@@ -279,6 +289,7 @@ def predict(
     conv: Mapping[str, Any] | None = None,
     block: tuple[int, int] | None = None,
     input_gradient: bool = True,
+    channels_last: bool = False,
 ) -> dict[str, Timing]:
     """Times by the cost model: of dense torch (``"torch"``) and of each kind that stores so many values.
 
@@ -290,8 +301,8 @@ def predict(
     cache = PlanCache.of(weight.device)
 
     def key_of(kind: str) -> str:
-        blocks = f" block={block[0]}x{block[1]}" if kind == "bsr" and block else ""
-        backend = "" if kind == TORCH else f" {_backend(kind, weight)}"
+        blocks = f" block={block[0]}x{block[1]}{_order(channels_last)}" if kind == "bsr" and block else ""
+        backend = "" if kind == TORCH else f" {_backend(kind, weight, channels_last and kind == 'bsr')}"
         return f"model {family} {kind}{backend} {str(weight.dtype).removeprefix('torch.')}{blocks}"
 
     def known(kind: str) -> cost.Coefficients | None:
@@ -309,7 +320,13 @@ def predict(
         layouts = [kind for kind in missing if kind != TORCH]
         blocks = block if "bsr" in layouts else None
         made = cost.calibrate(
-            family, layouts, lambda kind, mask: layout_of(kind, mask, block), weight.dtype, weight.device, blocks
+            family,
+            layouts,
+            lambda kind, mask: layout_of(kind, mask, block, channels_last),
+            weight.dtype,
+            weight.device,
+            blocks,
+            channels_last,
         )
         cache.put({key_of(kind): made[kind] for kind in missing})
         _CALIBRATED.update({(str(cache.path), key_of(kind)): made[kind] for kind in missing})

@@ -26,6 +26,7 @@ def test_block_sparse_layers_have_kernels_on_cuda_and_nothing_else_does() -> Non
         for dims in (2, 3, 4):
             assert backend_of("bsr", "cuda", dtype, dims) == "cuda-triton"
             assert backend_of("bsr", "cuda", dtype, dims, gradients=True) == "cuda-triton"
+            assert backend_of("bsr", "cuda", dtype, dims, channels_last=True) == "cuda-triton"
     assert backend_of("bsr", "cuda", torch.float64) == "reference"
     assert backend_of("bsr", "cuda", torch.float64, dims=4) == "reference"
     assert backend_of("csr", "cuda", torch.float32) == "reference"
