@@ -110,7 +110,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             channel, down, right = taps_of(column, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W)
             a = load_taps(
                 x, image, top, left, in_m, channel, down, right, in_x, height, width, x_n, x_c, x_h, x_w,
-                PAD_H + PAD_W > 0, WIDE, X_INNER,
+                PAD_H + PAD_W > 0, WIDE, X_INNER, 1,
             )  # fmt: skip
             w = values + (entry * (R * C) + inside)[:, None] + (n * C)[None, :]
             in_w = stored[:, None] if R == R_P else stored[:, None] & (n < R)[None, :]

@@ -214,7 +214,7 @@ def weight_kernel(  # type: ignore[no-untyped-def]
         image, row, column = pixels_of(m, batch, out_h, out_w, BATCH_INNER)
         a = load_taps(
             x, image, row * STRIDE_H - PAD_H, column * STRIDE_W - PAD_W, in_m, channel, down, right, in_k,
-            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER,
+            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER, C_P if PER_TAP > 0 else 1,
         )  # fmt: skip
         if WIDE:
             g_m = image.to(tl.int64) * g_n + row.to(tl.int64) * g_h + column.to(tl.int64) * g_w

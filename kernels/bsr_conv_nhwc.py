@@ -5,8 +5,8 @@ step of the product takes, for each pixel of a tile, one contiguous run of chann
 where the tap falls into the padding of the image: an NHWC implicit GEMM over stored blocks alone.
 
 * :func:`accumulate` is that walk, for ``bsr_conv.forward`` as for the input gradient. A step of ``BLOCK_K`` positions
-  within one block has one tap, and the numbers of block and tap are scalars; with smaller blocks a step holds several,
-  each with a tap of its own.
+  within one block has one tap, and the numbers of block and tap are scalars, loaded a step ahead; with smaller blocks a
+  step holds several, each with a tap of its own.
 * The input gradient is the convolution of ``dy`` with the weight whose input and output channels are exchanged and
   whose taps are mirrored. The transposed index lists just that weight's blocks: a program owns a tile of input pixels
   and a block of input channels and walks the list of all taps at once. No workspace and no atomics: the same inputs
@@ -63,12 +63,21 @@ def accumulate(  # type: ignore[no-untyped-def]
     pixel = image * s_n + top * s_h + left * s_w
     if WIDE:
         pixel = image.to(tl.int64) * s_n + top.to(tl.int64) * s_h + left.to(tl.int64) * s_w
+    if SIDE_P >= BLOCK_K:  # numbers are loaded a step ahead, for the addresses of asynchronous copies wait for them
+        next_code = tl.load(indices + start, mask=start < end, other=0)
+        next_block = start
+        if perm is not None:
+            next_block = tl.load(perm + start, mask=start < end, other=0)
     for first in range(0, (end - start) * SIDE_P, BLOCK_K):
         if SIDE_P >= BLOCK_K:
-            entry = start + first // SIDE_P
             inside = tl.multiple_of(first % SIDE_P, BLOCK_K) + k
-            code = tl.load(indices + entry)
-            block = entry if perm is None else tl.load(perm + entry)
+            code = next_code
+            block = next_block
+            next_block = start + (first + BLOCK_K) // SIDE_P
+            more = next_block < end
+            next_code = tl.load(indices + next_block, mask=more, other=0)
+            if perm is not None:
+                next_block = tl.load(perm + next_block, mask=more, other=0)
             stored = inside < SIDE if SIDE != SIDE_P else tl.full((BLOCK_K,), True, tl.int1)
         else:
             entry = start + (first + k) // SIDE_P
@@ -97,13 +106,12 @@ def accumulate(  # type: ignore[no-untyped-def]
                 step = channel * s_c
             a = load_pixels(source, pixel + shift, step, in_image, in_c, INNER)
         else:
-            if SIDE == SIDE_P:  # facts that are lost when the load of the index is pipelined
+            # Facts that are lost when the load of the index is pipelined.
+            if SIDE == SIDE_P:
                 channel = tl.max_contiguous(tl.multiple_of(channel, SIDE_P), SIDE_P)
-                down = tl.max_constancy(down, SIDE_P)
-                right = tl.max_constancy(right, SIDE_P)
             a = load_taps(
                 source, image, top, left, in_m, channel, down, right, in_c, height, width, s_n, s_c, s_h, s_w,
-                PADDED, WIDE, INNER,
+                PADDED, WIDE, INNER, SIDE_P,
             )  # fmt: skip
         w = values + (block * (SIDE * OUT) + inside * VALUE_SIDE)[:, None] + (n * VALUE_OUT)[None, :]
         in_w = stored[:, None] if OUT == OUT_P else stored[:, None] & (n < OUT)[None, :]

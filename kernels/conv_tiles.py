@@ -87,15 +87,21 @@ def taps_of(  # type: ignore[no-untyped-def]
 @triton.jit
 def load_taps(  # type: ignore[no-untyped-def]
     x, image, top, left, in_pixels, channel, down, right, in_columns, height, width, x_n, x_c, x_h, x_w,
-    PADDED: tl.constexpr, WIDE: tl.constexpr, PIXELS_INNER: tl.constexpr,
+    PADDED: tl.constexpr, WIDE: tl.constexpr, PIXELS_INNER: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """``x[image, channel, top + down, left + right]`` as a tile ``[pixels, columns]``, 0 outside the image."""
+    """``x[image, channel, top + down, left + right]`` as a tile ``[pixels, columns]``, 0 outside the image.
+
+    ``RUN``: so many columns at a time have one ``down`` and one ``right``. Triton is told so at operations that it
+    cannot fold away, and with them the hint.
+    """
     if WIDE:
         pixel = image.to(tl.int64) * x_n + top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
-        step = channel.to(tl.int64) * x_c + down.to(tl.int64) * x_h + right.to(tl.int64) * x_w
+        below = tl.max_constancy(down.to(tl.int64) * x_h, RUN)
+        beside = tl.max_constancy(right.to(tl.int64) * x_w, RUN)
+        step = channel.to(tl.int64) * x_c + below + beside
     else:
         pixel = image * x_n + top * x_h + left * x_w
-        step = channel * x_c + down * x_h + right * x_w
+        step = channel * x_c + tl.max_constancy(down * x_h, RUN) + tl.max_constancy(right * x_w, RUN)
     if PIXELS_INNER:
         inside = in_columns[:, None] & in_pixels[None, :]
         if PADDED:
@@ -106,8 +112,8 @@ def load_taps(  # type: ignore[no-untyped-def]
     else:
         inside = in_pixels[:, None] & in_columns[None, :]
         if PADDED:
-            row = top[:, None] + down[None, :]
-            column = left[:, None] + right[None, :]
+            row = tl.max_constancy(top[:, None] + down[None, :], [1, RUN])
+            column = tl.max_constancy(left[:, None] + right[None, :], [1, RUN])
             inside = inside & within(row, height) & within(column, width)
         tile = tl.load(x + (pixel[:, None] + step[None, :]), mask=inside, other=0.0)
     return tile

@@ -142,6 +142,8 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2
+    if runs and problem.sides[1] >= block_k:  # a step within one block, whose number is loaded a step ahead
+        gathers = False
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 

@@ -52,6 +52,8 @@ def conv_arguments(
         constants |= {"R_P": padded(r), "C_P": padded(c, 1)}
         if not forward:
             pointers["bias"] = "fp32"
+            if not nhwc:
+                constants["bias"] = None
             if memory == "channels_last":
                 constants["X_INNER"] = True  # there, too, Triton sees the runs
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}

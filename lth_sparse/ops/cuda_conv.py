@@ -82,10 +82,11 @@ def _conv2d_backward(
             programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
             splits = launch.splits_for(cuda._device(x.get_device()), programs, grad.shape[0] * grad.shape[2:].numel())
             mask = value_mask if value_mask.numel() else None
+            # Beside the addresses of columns that go by channel, the sums of the bias would spill on sm_80.
             dvalues, dbias = bsr_conv_backward.weight_gradient(
-                grad, x, block, mask, crow, col, conv, tile, splits, channels_last, bias=wanted[2]
+                grad, x, block, mask, crow, col, conv, tile, splits, channels_last, bias=wanted[2] and channels_last
             )
-        elif wanted[2]:
+        if wanted[2] and dbias is None:
             dbias = grad.sum((0, 2, 3))
     return schemas.filled(grad, (dx, dvalues, dbias))
 

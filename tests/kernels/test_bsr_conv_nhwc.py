@@ -1,4 +1,4 @@
-"""The cases of cases_bsr_conv_nhwc.py, interpreted everywhere and compiled where there is a GPU; and the layer on it."""
+"""The cases of cases_bsr_conv_nhwc.py, interpreted everywhere and compiled where there is a GPU; the layer on it."""
 
 from __future__ import annotations
 

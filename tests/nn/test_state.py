@@ -232,7 +232,7 @@ def test_a_model_cast_to_bfloat16_keeps_its_dtype_in_every_state(
 
 
 def test_the_order_of_blocks_is_part_of_the_state() -> None:
-    """The same blocks in the other order would be other weights: with all blocks kept, nothing else tells them apart."""
+    """The same blocks in the other order are other weights; with all blocks kept, nothing else tells them apart."""
     mask = torch.ones(4, 6, 3, 3, dtype=torch.bool)
     conv = nn.Conv2d(6, 4, 3)
     layers = {order: SparseConv2d.from_dense(conv, mask, "bsr", (2, 3), channels_last=order) for order in (False, True)}
