@@ -1,7 +1,8 @@
 """Triton kernels for GPUs: imported as ``lth_sparse.kernels``, kept in ``kernels/`` in the repository's root.
 
 ``bsr_linear`` has the three products of a block-sparse (BSR) linear layer, ``bsr_conv`` and ``bsr_conv_backward`` those
-of a convolution; ``launch`` chooses their configurations. Files have the stem of their op: ``bsr_linear.py`` beside
+of a convolution, ``bsr_conv_nhwc`` what is its own of one over a channels_last weight, ``conv_tiles`` what they share;
+``launch`` chooses their configurations. Files have the stem of their op: ``bsr_linear.py`` beside
 ``tests/kernels/test_bsr_linear.py``. What has no kernel here (CSR, float64) is served on CUDA by the plain torch
 reference of ``lth_sparse.ops``: right, but not faster than dense, and reported as the backend ``reference``.
 
