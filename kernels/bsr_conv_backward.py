@@ -202,6 +202,7 @@ def weight_kernel(  # type: ignore[no-untyped-def]
         in_n = in_n & mine
         written = written & mine[None, :]
     x += group.to(tl.int64) * group_in * x_c
+    run: tl.constexpr = 1 if PER_TAP == 0 else (C_P if C_P < BLOCK_M else BLOCK_M)
     split = tl.program_id(2)
     first_pixel = split * split_size
     last_pixel = tl.minimum(first_pixel + split_size, pixels)
@@ -214,7 +215,7 @@ def weight_kernel(  # type: ignore[no-untyped-def]
         image, row, column = pixels_of(m, batch, out_h, out_w, BATCH_INNER)
         a = load_taps(
             x, image, row * STRIDE_H - PAD_H, column * STRIDE_W - PAD_W, in_m, channel, down, right, in_k,
-            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER, C_P if PER_TAP > 0 else 1,
+            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER, run,
         )  # fmt: skip
         if WIDE:
             g_m = image.to(tl.int64) * g_n + row.to(tl.int64) * g_h + column.to(tl.int64) * g_w

@@ -92,29 +92,39 @@ def load_taps(  # type: ignore[no-untyped-def]
     """``x[image, channel, top + down, left + right]`` as a tile ``[pixels, columns]``, 0 outside the image.
 
     ``RUN``: so many columns at a time have one ``down`` and one ``right``. Triton is told so at operations that it
-    cannot fold away, and with them the hint.
+    cannot fold away, and the hint with them.
     """
     if WIDE:
         pixel = image.to(tl.int64) * x_n + top.to(tl.int64) * x_h + left.to(tl.int64) * x_w
-        below = tl.max_constancy(down.to(tl.int64) * x_h, RUN)
-        beside = tl.max_constancy(right.to(tl.int64) * x_w, RUN)
-        step = channel.to(tl.int64) * x_c + below + beside
+        below = down.to(tl.int64) * x_h
+        beside = right.to(tl.int64) * x_w
+        step = channel.to(tl.int64) * x_c
     else:
         pixel = image * x_n + top * x_h + left * x_w
-        step = channel * x_c + tl.max_constancy(down * x_h, RUN) + tl.max_constancy(right * x_w, RUN)
+        below = down * x_h
+        beside = right * x_w
+        step = channel * x_c
+    up = 0 - down
+    back = 0 - right
+    if RUN > 1:
+        below = tl.max_constancy(below, RUN)
+        beside = tl.max_constancy(beside, RUN)
+        up = tl.max_constancy(up, RUN)
+        back = tl.max_constancy(back, RUN)
+    step = step + below + beside
     if PIXELS_INNER:
         inside = in_columns[:, None] & in_pixels[None, :]
         if PADDED:
-            row = down[:, None] + top[None, :]
-            column = right[:, None] + left[None, :]
-            inside = inside & within(row, height) & within(column, width)
+            row = top[None, :] - up[:, None]
+            column = left[None, :] - back[:, None]
+            inside = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         tile = tl.trans(tl.load(x + (step[:, None] + pixel[None, :]), mask=inside, other=0.0))
     else:
         inside = in_pixels[:, None] & in_columns[None, :]
         if PADDED:
-            row = tl.max_constancy(top[:, None] + down[None, :], [1, RUN])
-            column = tl.max_constancy(left[:, None] + right[None, :], [1, RUN])
-            inside = inside & within(row, height) & within(column, width)
+            row = top[:, None] - up[None, :]
+            column = left[:, None] - back[None, :]
+            inside = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         tile = tl.load(x + (pixel[:, None] + step[None, :]), mask=inside, other=0.0)
     return tile
 

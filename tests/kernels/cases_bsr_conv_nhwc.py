@@ -215,7 +215,6 @@ def test_the_registered_operators_equal_the_reference(
     for ours, right in zip(found, truth, strict=True):
         assert ours.dtype == torch.float32
         check(ours.cpu(), right.cpu())
-        assert ours.stride() == right.stride()
     for activation in (found[0], found[1]):
         if activation.numel():
             assert is_feature_major(activation) == (kind == "feature_major")
