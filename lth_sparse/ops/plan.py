@@ -258,7 +258,7 @@ def _order(channels_last: bool) -> str:
 
 
 def _backend(kind: str, weight: Tensor, channels_last: bool) -> str:
-    return backend_of(kind, weight.device, weight.dtype, weight.dim(), channels_last=channels_last)
+    return backend_of(kind, weight.device, weight.dtype, weight.dim(), False, channels_last)
 
 
 def remembered(
