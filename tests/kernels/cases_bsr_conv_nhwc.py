@@ -28,7 +28,10 @@ def nhwc(name: str, dtype: torch.dtype = torch.float32, density: float = 0.5, ba
 @pytest.mark.parametrize("product", CONV_PRODUCTS)
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, DTYPES[0]) for name in CONVOLUTIONS | MORE), *((name, dtype) for name in MORE for dtype in DTYPES[1:])],
+    [
+        *((name, DTYPES[0]) for name in CONVOLUTIONS | MORE),
+        *((name, dtype) for name in list(MORE)[:2] for dtype in DTYPES[1:]),
+    ],
 )
 def test_equals_dense(name: str, dtype: torch.dtype, product: str) -> None:
     case = nhwc(name, dtype)
@@ -50,7 +53,7 @@ def test_nothing_pruned_everything_pruned_no_images(batch: int, density: float, 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("product", CONV_PRODUCTS)
-@pytest.mark.parametrize("name", ["unlike height and width", "2 groups, stride 2"])
+@pytest.mark.parametrize("name", ["2 groups, stride 2"])
 @pytest.mark.parametrize("kind", ["feature_major", "contiguous", "every_second"])
 def test_strides_are_free(kind: str, name: str, product: str) -> None:
     case = Case(name, channels_last=True)
@@ -192,7 +195,7 @@ def test_more_pixels_than_an_int32_counts_are_refused() -> None:
 
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "feature_major"])
-@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, True], [False, True, False]], ids=str)
+@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, True]], ids=str)
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_registered_operators_equal_the_reference(
     relu: bool, wanted: list[bool], kind: str, monkeypatch: pytest.MonkeyPatch
