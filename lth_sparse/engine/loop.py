@@ -36,6 +36,7 @@ from lth_sparse.engine.selection import check_granularity, check_prunable, layer
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
+from lth_sparse.engine.states import aliases_of, tensors_of
 from lth_sparse.engine.strict import Strict
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
@@ -79,12 +80,12 @@ class Search(Iterator[Level]):
         check_prunable(model, rated)
         self._rewind = Rewind.parse(settings.rewind)
         self._template = copy.deepcopy(model)  # the user's model is never touched again
-        self._aliases = _aliases(self._template)
+        self._aliases = aliases_of(self._template)
         self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
         self._callbacks = tuple(callbacks)
         self._directory = None
         if directory is not None:
-            signature = {name: [list(t.shape), str(t.dtype)] for name, t in _tensors(self._template).items()}
+            signature = {name: [list(t.shape), str(t.dtype)] for name, t in tensors_of(self._template).items()}
             self._directory = RunDirectory(directory, settings.hyperparameters(), signature)
         self._candidates: dict[int, Snapshot] = {}
         self._floored: set[str] = set()
@@ -254,7 +255,7 @@ class Search(Iterator[Level]):
         """Hand the level out, time its training, and keep what came of it."""
         started_from = dense_state_dict(level.model)
         initial = started_from if self._rewind.keeps_start or level.control else self._start.tensors
-        initial = {name: initial[name].detach().cpu().clone() for name in _stored(started_from, self._aliases)}
+        initial = {name: initial[name].detach().cpu().clone() for name in started_from if name not in self._aliases}
         del started_from
         with preserved_rng():  # a progress bar must not change what is trained
             emit(self._callbacks, "on_level_start", level)
@@ -294,8 +295,14 @@ class Search(Iterator[Level]):
         if not pruned:
             return model, []
         settings = self.settings
-        layout = settings.layout_for(pruned)
-        report = sparsify_(model, pruned, layout=layout, block=settings.block, break_even=settings.break_even)
+        report = sparsify_(
+            model,
+            pruned,
+            layout=settings.layout_for(pruned),
+            block=settings.block,
+            channels_last=settings.channels_last,
+            break_even=settings.break_even,
+        )
         fuse_relu_(model)
         if settings.feature_major:
             feature_major_(model)
@@ -369,29 +376,3 @@ class Search(Iterator[Level]):
             message = f"the run directory lacks rewind.safetensors for rewind={self._rewind.name!r}"
             raise RunError(f"{message}; delete level_00.safetensors to have level 0 trained again")
         return self._rewound
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """state_dict, checked to hold tensors only."""
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            got = f"a {type(value).__name__} at {name!r}"
-            raise ArgumentError(expected("model", "tensors only in its state_dict", got))
-    return state
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Names in the state_dict of parameters and buffers that appear in it under an earlier name."""
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    _tensors(model)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        earlier = first.setdefault(id(tensor), name)
-        if earlier != name:
-            aliases[name] = earlier
-    return aliases
-
-
-def _stored(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> list[str]:
-    return [name for name in state if name not in aliases]
