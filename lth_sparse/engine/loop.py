@@ -278,7 +278,7 @@ class Search(Iterator[Level]):
         level = self._make_level(model, 0, self._everything, seed, rewound_to=self._start)
         level.finish(0.0)
         state = dense_state_dict(level.model)
-        initial = {name: state[name].detach().cpu().clone() for name in _stored(state, self._aliases)}
+        initial = {name: state[name].detach().cpu().clone() for name in state if name not in self._aliases}
         self._keep(self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})
 
     # --- the parts they are made of ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where block-sparse products should win on GPUs, from the hardware's limits: derived, and to be replaced by measurements.
+"""Where block-sparse products should win on GPUs: limits derived from the hardware, until measurements replace them.
 
 The planner takes a layer's blocks unmeasured only where these limits leave no doubt.
 """
