@@ -7,9 +7,11 @@ the interpreter's product of it is wrong.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,37 @@ SMALL = Launch("test", 80, 101376, 4, hip=torch.version.hip is not None)
 OLDEST = Path(sys.prefix) / "oldest"
 
 
+#: Runs that tests of this session are going to ask for; all begin with the first, two at a time.
+WANTED: list[tuple[Path, bool, Path | None]] = []
+_POOL = ThreadPoolExecutor(max_workers=2)
+
+
 def run_cases(cases: Path, interpreted: bool, packages: Path | None = None, skips: str = "never") -> None:
     """Run a file of cases in a process of its own; they all pass, and none is skipped but for the reason ``skips``.
 
     ``packages``: a folder whose packages come before those that are installed.
     """
+    for run in WANTED:
+        _begun(*run)
+    result = _begun(cases, interpreted, packages).result()
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all(skips in line for line in skipped), skipped
+    assert skipped or "skipped" not in result.stdout
+
+
+@functools.cache
+def _begun(cases: Path, interpreted: bool, packages: Path | None) -> Future[subprocess.CompletedProcess[str]]:
+    return _POOL.submit(_run, cases, interpreted, packages)
+
+
+def _run(cases: Path, interpreted: bool, packages: Path | None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
     if packages is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
     root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
-    assert all(skips in line for line in skipped), skipped
-    assert skipped or "skipped" not in result.stdout
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def check(found: Tensor, truth: Tensor) -> None:

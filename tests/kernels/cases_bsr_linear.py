@@ -375,7 +375,12 @@ def test_a_tile_that_does_not_divide_the_block_is_refused() -> None:
     ids=str,
 )
 def test_the_registered_operators_equal_the_reference(
-    wanted: list[bool], density: float, activation: str, memory: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    wanted: list[bool],
+    density: float,
+    activation: str,
+    memory: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values of entries that are not live count as 0, whatever a caller left in them."""
     if INTERPRETED:
