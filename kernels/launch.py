@@ -1,26 +1,33 @@
 """Launch configurations: which tile, how many warps and pipeline stages, for which device and problem.
 
-Chosen in Python from (device, dtype, block, bucketed sizes), never by ``@triton.autotune``: inductor drops its keys for
-kernels inside operators. A measured configuration in ``tables/<device>.json`` wins; without one, the heuristic below
-takes tiles that compile without spills and reach the device's matrix instructions (``make gpu-compile`` shows both).
-No table is shipped until it was measured. This module needs no Triton.
+Chosen in Python from (device, dtype, block, bucketed sizes and density), never by ``@triton.autotune``: inductor drops
+its keys for kernels inside operators. A measured configuration wins, see :func:`select`; without one, the heuristic
+below takes tiles that compile without spills and reach the device's matrix instructions (``make gpu-compile`` shows
+both). No table is shipped until it was measured. This module needs no Triton.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
-from dataclasses import dataclass, fields, replace
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv", "heuristic",
-           "padded", "read_table", "select", "splits_for", "without_runs"]  # fmt: skip
+from lth_sparse.kernels import tables, trials
+from lth_sparse.kernels.tables import Bucket
+
+__all__ = ["CONV_PRODUCTS", "DTYPES", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv",
+           "fault", "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
+           "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 #: The same of a convolution, in the same order; its tokens are the output pixels of all images.
 CONV_PRODUCTS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient")
+#: The same where the weight's columns are those of channels_last memory.
+NHWC_PRODUCTS = ("conv_nhwc_forward", "conv_nhwc_input_gradient", "conv_nhwc_weight_gradient")
 #: Bytes of an element, by the names that tables use.
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 #: ``tl.dot`` takes no side below 16.
@@ -48,33 +55,59 @@ class Device:
     processors: int
     hip: bool = False
 
+    @property
+    def family(self) -> str:
+        """All devices with the same instructions: ``sm-90``, or ``gfx-94``."""
+        return f"{'gfx' if self.hip else 'sm'}-{self.arch}"
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One product: its kind, dtype, block ``(R, C)`` and number of tokens.
+    """One product: its kind, dtype, block ``(R, C)``, number of tokens, the weight, and what the operands allow.
 
-    Attributes:
-        tma: the operands' alignment and strides allow tiles by descriptor (``bsr_linear.allows_tma``).
+    ``rows`` and ``cols`` are the sizes of the weight's matrix view, ``density`` the share of its blocks that are
+    stored; None where they are not known. ``tma``: the operands' alignment and strides allow tiles by descriptor
+    (``bsr_linear.allows_tma``).
     """
 
     product: str
     dtype: str
     block: tuple[int, int]
     tokens: int
+    rows: int | None = None
+    cols: int | None = None
+    density: float | None = None
     tma: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
         """Padded sides of a block along (the accumulator's columns, the gathered axis)."""
         r, c = self.block
-        transposed = self.product in ("input_gradient", "conv_input_gradient")
+        transposed = self.product.endswith("input_gradient")
         return (padded(c), padded(r, 1)) if transposed else (padded(r), padded(c, 1))
 
     @property
+    def bucket(self) -> Bucket:
+        """What the problem counts as in a table. Flags of a problem belong to its product: ``forward+flag``."""
+        product = "+".join([self.product, *(name for name in _flags() if getattr(self, name))])
+        return tables.bucket_of(product, self.dtype, self.block, self.tokens, self.rows, self.cols, self.density)
+
+    @classmethod
+    def of(cls, bucket: Bucket) -> Problem:
+        """The problem that a bucket stands for.
+
+        Raises:
+            ValueError: a flag that no problem has.
+        """
+        product, *flags = bucket.product.split("+")
+        if unknown := sorted(set(flags) - set(_flags())):
+            raise ValueError(f"{'+'.join(unknown)}: expected flags among {', '.join(_flags()) or 'none'}")
+        return cls(product, *bucket[1:], **dict.fromkeys(flags, True))  # type: ignore[arg-type]
+
+    @property
     def key(self) -> str:
-        """The name of the problem in a table: tokens count by the power of two that holds them, at most 4096."""
-        bucket = min(padded(self.tokens), 4096)
-        return f"{self.product}/{self.dtype}/{self.block[0]}x{self.block[1]}/{bucket}"
+        """The name of its bucket."""
+        return self.bucket.key
 
 
 @dataclass(frozen=True)
@@ -98,6 +131,12 @@ class Tile:
     tma: bool = False
 
 
+@functools.cache
+def _flags() -> tuple[str, ...]:
+    """Names of the bool fields of a problem: what its operands allow."""
+    return tuple(name for name, kind in typing.get_type_hints(Problem).items() if kind is bool)
+
+
 def cdiv(a: int, b: int) -> int:
     """``ceil(a / b)`` of non-negative ints."""
     return -(-a // b)
@@ -105,7 +144,7 @@ def cdiv(a: int, b: int) -> int:
 
 def padded(size: int, least: int = LEAST_SIDE) -> int:
     """The smallest power of two that is neither below ``size`` nor below ``least``."""
-    return max(least, 1 << max(size - 1, 0).bit_length())
+    return tables.power_of_two(size, least)
 
 
 def heuristic(device: Device, problem: Problem) -> Tile:
@@ -115,7 +154,7 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     tokens. 128 bytes of an operand row in one step fill a shared-memory swizzle; 256 where so few tokens are at hand
     that reading the weights is all the work.
     """
-    if problem.product in CONV_PRODUCTS:
+    if problem.product in CONV_PRODUCTS + NHWC_PRODUCTS:
         return conv_heuristic(device, problem)
     size = DTYPES[problem.dtype]
     side, _ = problem.sides
@@ -137,17 +176,20 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     """The same for a convolution, where every element of a gathered tile has an address and a mask in registers.
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
-    with room for it, or that take operands from shared memory: others would spill.
+    with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
+    a run shares an address and a mask, and a step has its full depth.
     """
-    size = DTYPES[problem.dtype]
+    size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
-    gathers = problem.product != "conv_weight_gradient"
+    gathers = not problem.product.endswith("weight_gradient")
     block_m = min(padded(problem.tokens), 128) if gathers else 128
     block_n = min(side, (256 if device.hip or device.arch // 10 == 9 else 128) // size)
-    block_k = (128 if block_m <= 32 else 64) // size
+    block_k = (128 if block_m <= 32 else 64) * (2 if runs else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2
+    if runs and problem.sides[1] >= block_k:  # a step within one block, whose number is loaded a step ahead
+        gathers = False
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
@@ -203,13 +245,71 @@ def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
 
 
 def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
-    """The table's configuration for the problem on this device, else the heuristic's."""
-    tile = read_table(device.name).get(problem.key)
-    if tile is None or (tile.tma and not problem.tma):
-        tile = heuristic(device, problem)
-    if problem.dtype != "float32":
-        return tile
+    """The configuration for a problem.
+
+    Looked for in the user's own table (see :func:`install`), in the shipped table of the device and in that of its
+    family: first the problem's own bucket in each, then the nearest measured one in each by the order of
+    :func:`lth_sparse.kernels.tables.nearest`, but for tiles with more rows than there are tokens. Where none is near,
+    the heuristic's.
+
+    Raises:
+        ValueError: a shipped table is damaged.
+    """
+    if (under_trial := trials.current()) is not None:
+        under_trial.seen[problem] = device
+        if (tile := under_trial.tiles.get(problem)) is not None:
+            return replace(tile, precision=precision_of(device, problem, tf32))
+    return _select(device, problem, tf32)
+
+
+@functools.lru_cache(maxsize=4096)
+def _select(device: Device, problem: Problem, tf32: bool) -> Tile:
+    tile = _measured(device, problem.bucket) or heuristic(device, problem)
     return replace(tile, precision=precision_of(device, problem, tf32))
+
+
+def _measured(device: Device, wanted: Bucket) -> Tile | None:
+    held = (installed(device.name), read_table(device.name), read_table(device.family))
+    for table in held:
+        if (tile := table.get(wanted)) is not None:
+            return tile
+    gathers = "weight_gradient" not in wanted.product
+    for table in held:
+        # More rows than tokens are rows of nothing: such a tile is for more tokens than these.
+        able = [bucket for bucket, tile in table.items() if not gathers or tile.block_m <= wanted.tokens]
+        if (bucket := tables.nearest(able, wanted)) is not None:
+            return table[bucket]
+    return None
+
+
+#: Tables that were measured on this machine, by the device's name.
+_INSTALLED: dict[str, Mapping[Bucket, Tile]] = {}
+
+
+def installed(device_name: str) -> Mapping[Bucket, Tile]:
+    """What :func:`install` was last given for this device."""
+    return _INSTALLED.get(device_name, {})
+
+
+def install(device_name: str, tiles: Mapping[Bucket, Tile]) -> None:
+    """Let :func:`select` look at ``tiles`` first for this device, instead of what was installed before."""
+    _INSTALLED[device_name] = dict(tiles)
+    _select.cache_clear()
+
+
+def fault(problem: Problem, tile: Tile) -> str | None:
+    """Why the block-sparse kernels cannot take ``tile`` for ``problem``; None when they can."""
+    for name in ("block_m", "block_n", "block_k"):
+        if (size := getattr(tile, name)) != padded(size):
+            return f"{name}: expected a power of two of at least {LEAST_SIDE}, got {size}"
+    if tile.num_warps != padded(tile.num_warps, 1):
+        return f"num_warps: expected a power of two, got {tile.num_warps}"
+    if (side := problem.sides[0]) % tile.block_n:
+        return f"block_n: expected a divisor of {side}, the padded side of the block, got {tile.block_n}"
+    for name in _flags():
+        if getattr(tile, name, False) and not getattr(problem, name):
+            return f"{name}: expected false for a problem whose operands do not allow it, got true"
+    return None
 
 
 def splits_for(device: Device, programs: int, tokens: int) -> int:
@@ -224,22 +324,21 @@ def table_path(device_name: str, folder: Path = TABLES) -> Path:
 
 
 @functools.cache
-def read_table(device_name: str, folder: Path = TABLES) -> dict[str, Tile]:
-    """``{problem key: Tile}`` of the device's table; empty where none is shipped.
-
-    The file is ``{"device", "date", "triton", "tiles": {key: {field of Tile: value}}}``.
+def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
+    """``{bucket: Tile}`` of the table shipped for a device, or a family of devices; empty where none is.
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is no table, or holds a configuration that the kernels cannot take.
     """
     path = table_path(device_name, folder)
     if not path.exists():
         return {}
-    content = json.loads(path.read_text())
-    names = {field.name for field in fields(Tile)} - {"precision", "tma"}
-    tiles: dict[str, Tile] = {}
-    for key, entry in content["tiles"].items():
-        if set(entry) != names or not all(type(value) is int and value > 0 for value in entry.values()):
-            raise ValueError(f"{path.name}: {key}: expected positive ints for {', '.join(sorted(names))}, got {entry}")
-        tiles[key] = Tile(**entry)
-    return tiles
+    found = tables.read(path, Tile)
+    for bucket, tile in found.items():
+        try:
+            reason = fault(Problem.of(bucket), tile)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise ValueError(f"{path}: {bucket.key}: {reason}")
+    return found

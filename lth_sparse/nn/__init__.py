@@ -15,14 +15,18 @@ from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
 from lth_sparse.nn.plan_table import LayerPlan, PlanTable
 from lth_sparse.nn.planning import plan
 from lth_sparse.nn.report import LayerReport, SparsifyReport
+from lth_sparse.nn.stack import LinearStack, SparseLinearStack
+from lth_sparse.nn.tuning import tune
 
 __all__ = [
     "LayerPlan",
     "LayerReport",
+    "LinearStack",
     "PlanTable",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
+    "SparseLinearStack",
     "SparseModule",
     "SparsifyReport",
     "dense_state_dict",
@@ -35,4 +39,5 @@ __all__ = [
     "plan",
     "sparse_modules",
     "sparsify_",
+    "tune",
 ]

@@ -1,4 +1,5 @@
-"""Sparse counterparts of ``torch.nn.functional.linear``, ``conv1d`` and ``conv2d``, with the same arguments and shapes.
+"""Sparse counterparts of ``torch.nn.functional.linear``, ``conv1d`` and ``conv2d``, with the same arguments and shapes,
+and ``linear_stack``: many linear layers of one shape at once.
 
 The weight is given as compact ``values`` and a ``Layout``. Pruned weights are skipped in the product and in both
 gradients where a kernel exists; elsewhere the plain-torch reference runs (``ops.backend_of`` says which).
@@ -13,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import Layout
+from lth_sparse.formats import BSR, Layout
 from lth_sparse.ops import autograd
 from lth_sparse.ops.backend import FORWARD_DTYPES, has_bitmap_kernel
 from lth_sparse.ops.library import autocasts
 from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
-from lth_sparse.ops.strides import feature_major
+from lth_sparse.ops.strides import batch_major, feature_major
 
-__all__ = ["conv1d", "conv2d", "feature_major", "linear"]
+__all__ = ["conv1d", "conv2d", "feature_major", "linear", "linear_stack"]
 
 _autocast_anywhere = torch._C._is_any_autocast_enabled
 
@@ -121,7 +122,8 @@ def conv2d(
     """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
 
     Args:
-        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous.
+        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous, but feature-major for such an x,
+            and channels_last for such an x over a channels_last layout (see ``ops.strides``).
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in / groups, kernel_h, kernel_w)``.
         bias: ``[out]`` or None.
@@ -137,6 +139,81 @@ def conv2d(
         ArgumentError, ArgumentTypeError: naming the argument that does not fit.
     """
     return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
+
+
+def linear_stack(
+    x: Tensor,
+    values: Tensor,
+    layout: Layout,
+    bias: Tensor | None = None,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Tensor:
+    """``y[*, b] = x[*, b] W_b^T + c_b`` for B linear layers of one shape, each with a mask and an input of its own.
+
+    One launch instead of B: the layers are the groups of a 1x1 convolution, whose pixels are the samples. Members of
+    an ensemble, seeds that are trained at once, experts, heads.
+
+    Args:
+        x: ``[*, B, K]``, any strides; ``[B, K]`` and empty batches too.
+        values: compact live weights, ``layout.values_shape``.
+        layout: layout of ``W = [W_0; W_1; ...]`` of shape ``(B N, K)``. Blocks must not reach over two layers: the rows
+            of a block divide N.
+        bias: ``[B N]`` or None.
+        groups: B.
+        activation: as in :func:`linear`.
+
+    Returns:
+        ``[*, B, N]``, contiguous.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: naming the argument that does not fit.
+
+    Example::
+
+        >>> mask = torch.rand(3 * 8, 16) < 0.1  # three layers of 16 -> 8
+        >>> layout = make_layout("csr", mask)
+        >>> y = linear_stack(torch.randn(5, 3, 16), torch.randn(layout.nnz), layout, groups=3)
+        >>> y.shape
+        torch.Size([5, 3, 8])
+    """
+    x, values, bias = _checked(x, values, layout, bias, dims=2)
+    name = "none" if activation is None else _activation(activation)
+    check_stack(layout, groups)
+    rows, cols = layout.shape
+    if x.dim() < 2 or tuple(x.shape[-2:]) != (groups, cols):
+        raise ArgumentError(expected("x", f"shape [*, {groups}, {cols}]", f"{list(x.shape)}"))
+    if layout.kind == "dense":
+        y = dense_linear_stack(x, autograd.expand(values, layout.index, layout.shape), bias, groups)
+        return activate(y, name)
+    # Samples are images of one pixel: their channels lie side by side, as GPUs want them. CPU kernels want the samples
+    # side by side, and there the transpositions that a linear layer makes inside are made here.
+    images = x.reshape(x.shape[:-2].numel(), groups * cols, 1, 1)
+    on_cpu = x.device.type == "cpu"
+    y = autograd.conv2d(
+        feature_major(images) if on_cpu else images, values, bias, layout.kind, (rows, cols, 1, 1), layout.index,
+        (1, 1), (0, 0), (1, 1), groups, name,
+    )  # fmt: skip
+    return (batch_major(y) if on_cpu else y).reshape(*x.shape[:-1], rows // groups)
+
+
+def check_stack(layout: Layout, groups: int) -> None:
+    """Raise ``ArgumentError`` unless ``layout`` is one of ``groups`` linear layers of one shape, below each other."""
+    rows = layout.rows
+    if type(groups) is not int or groups < 1 or rows % groups:
+        raise ArgumentError(expected("groups", f"a positive int that divides the {rows} rows of W", groups))
+    if isinstance(layout, BSR) and groups > 1 and rows // groups % layout.block[0]:
+        what = f"blocks whose rows divide the {rows // groups} rows of each of the {groups} layers"
+        raise ArgumentError(expected("layout", what, f"blocks of {layout.block[0]}x{layout.block[1]}"))
+
+
+def dense_linear_stack(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """:func:`linear_stack` of a dense weight ``[B N, K]``: one batched product."""
+    rows, cols = weight.shape[0] // groups, weight.shape[1]
+    layers = x.reshape(x.shape[:-2].numel(), groups, cols).transpose(0, 1)
+    weights = weight.view(groups, rows, cols).transpose(1, 2)
+    y = layers @ weights if bias is None else torch.baddbmm(bias.view(groups, 1, rows), layers, weights)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], rows).contiguous()
 
 
 def _conv(
@@ -177,13 +254,14 @@ def _conv(
         y = activate(dense(batched, weight, bias, strides, symmetric, dilations, groups), name)
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name
-        )
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name,
+            layout.channels_last,
+        )  # fmt: skip
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups, name,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, name, layout.channels_last,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
