@@ -341,8 +341,8 @@ def csr_rebuild(
 
     ``keep`` ``[nnz]``, uint8: 0 where an entry goes; ``kept`` of them stay. ``grown`` ``[grown_count]``, int64: the
     ascending positions ``r * cols + c`` of entries that come, none of which is kept. ``new_*`` are ``crow``, ``col``,
-    ``ccol``, ``row`` and ``perm`` of the ``kept + grown_count`` entries afterwards, ``source`` int32 the entry that each
-    was, -1 for one that has come. These arrays, unlike others, are looked at: ValueError names one that is not as said.
+    ``ccol``, ``row`` and ``perm`` of the ``kept + grown_count`` entries afterwards, ``source`` int32 the entry that
+    each was, -1 for one that has come. These arrays, unlike others, are looked at: ValueError names a wrong one.
     """
 
 def isa() -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.formats.layout import transpose_compressed
-from lth_sparse.ops.strides import pointer_of
 
 __all__ = ["Rebuilt", "merge", "rebuild", "rebuild_reference"]
 
@@ -50,8 +49,10 @@ def rebuild(crow: Tensor, col: Tensor, cols: int, keep: Tensor, grown: Tensor) -
     new_col, new_row = col.new_empty(nnz), col.new_empty(nnz)
     perm, source = crow.new_empty(nnz), crow.new_empty(nnz)
     _C.csr_rebuild(
-        *(pointer_of(t) for t in (crow, col, keep, grown, new_crow, new_col, new_ccol, new_row, perm, source)),
-        crow.numel() - 1, cols, col.numel(), kept, grown.numel(), 16 if col.dtype == torch.uint16 else 32,
+        crow.data_ptr(), col.data_ptr(), keep.data_ptr(), grown.data_ptr(),
+        new_crow.data_ptr(), new_col.data_ptr(), new_ccol.data_ptr(), new_row.data_ptr(), perm.data_ptr(),
+        source.data_ptr(), crow.numel() - 1, cols, col.numel(), kept, grown.numel(),
+        16 if col.dtype == torch.uint16 else 32,
     )  # fmt: skip
     return Rebuilt((new_crow, new_col, new_ccol, new_row, perm), source)
 
