@@ -221,10 +221,10 @@ def test_arguments_that_cannot_be_are_refused_and_change_nothing() -> None:
         (
             (module, mask, "adam"),
             ArgumentTypeError,
-            "^optimizer: expected a torch.optim.Optimizer or None, got 'str'|str",
+            "^optimizer: expected a torch.optim.Opt.*, got str$",
         ),
         ((module, mask, other), ArgumentError, "^optimizer: expected one that holds the layer's values"),
-        ((module, mask, lbfgs), ArgumentError, r"^optimizer: expected state\['old_dirs'\] of the shape|^optimizer"),
+        ((module, mask, lbfgs), ArgumentError, r"^optimizer: expected state\['\w+'\] of the shape \["),
     ]
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
@@ -233,10 +233,10 @@ def test_arguments_that_cannot_be_are_refused_and_change_nothing() -> None:
     blocks, _ = sparse_layer("linear", "bsr")
     part = torch.zeros(5, 7, dtype=torch.bool)
     part[0, :2] = True
-    with pytest.raises(ArgumentError, match="^mask: expected a union of 2x4 blocks, got 6 pruned weights in blocks"):
+    with pytest.raises(ArgumentError, match=r"^mask: expected a union of 2x4 blocks, got 6 pruned weights in blocks"):
         update_mask_(blocks, part)
     semi = ls.nn.SparseLinear.from_dense(nn.Linear(8, 4), torch.eye(4).repeat(1, 2).bool(), "2:4")
-    with pytest.raises(ArgumentError, match="^module: expected a layer of layout 'csr', 'bsr' or 'dense', got '2:4'"):
+    with pytest.raises(ArgumentError, match=r"^module: expected a layer of layout 'csr', 'bsr' or 'dense', got '2:4'"):
         update_mask_(semi, semi.mask)
 
 
