@@ -110,8 +110,9 @@ class Entries:
         """Entries of a layout whose mask can change; ``ArgumentError`` for another."""
         if not isinstance(layout, (CSR, Dense, BSR)):
             raise ArgumentError(expected("module", "a layer of layout 'csr', 'bsr' or 'dense'", repr(layout.kind)))
-        every = torch.ones(layout.shape, dtype=torch.bool, device=layout.device)
-        return cls(layout, _blocks_of(layout, every, "zeros") if isinstance(layout, BSR) else None)
+        if not isinstance(layout, BSR):
+            return cls(layout, None)
+        return cls(layout, _blocks_of(layout, torch.ones(layout.shape, dtype=torch.bool, device=layout.device)))
 
     @property
     def size(self) -> int:
@@ -160,7 +161,7 @@ class Entries:
         positions, source = merge(self.positions(), keep, grown)
         if mask is None:
             mask = self._mask_at(positions)
-        return Dense.from_mask(mask) if self.grid is None else _blocks_of(self.grid, mask, "zeros"), source
+        return Dense.from_mask(mask) if self.grid is None else _blocks_of(self.grid, mask), source
 
     def _mask_at(self, positions: Tensor) -> Tensor:
         """Dense mask of the entries at ``positions``; blocks that are stored now keep what is pruned inside them."""
@@ -212,9 +213,9 @@ def _sharing(module: SparseModule | Iterable[SparseModule]) -> list[SparseModule
     return modules
 
 
-def _blocks_of(like: BSR, mask: Tensor, cover: Any) -> BSR:
+def _blocks_of(like: BSR, mask: Tensor) -> BSR:
     """Layout of ``mask`` in blocks as those of ``like``."""
-    return BSR.from_mask(mask, like.block, cover, like.channels_last)
+    return BSR.from_mask(mask, like.block, "zeros", like.channels_last)
 
 
 def _change(

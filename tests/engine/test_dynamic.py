@@ -72,7 +72,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: nn.Module, step: int) -> None:
-    x, y = batch(step)
+    device = next(model.parameters()).device
+    x, y = (tensor.to(device) for tensor in batch(step))
     nn.functional.cross_entropy(model(x), y).backward()
 
 
@@ -251,7 +252,6 @@ def test_samples_are_distinct_ascending_and_even(total: int, count: int) -> None
 
 def test_hooks_are_there_in_the_step_before_a_change_alone_and_nothing_is_kept() -> None:
     model = sparse_net()
-    ls.nn.fuse_relu_(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     rigl = ls.RigL(model, optimizer, every=3, end=8)
     watched = []
@@ -260,6 +260,20 @@ def test_hooks_are_there_in_the_step_before_a_change_alone_and_nothing_is_kept()
         train(model, optimizer, rigl, range(step, step + 1))
         assert not rigl._gradients._passes
     assert watched == [step in (2, 5) for step in range(10)]
+
+
+def test_a_fused_activation_is_seen_through() -> None:
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(50, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+        ls.sparsify_(model, {f"{i}.weight": torch.rand(model[i].weight.shape) < 0.4 for i in (1, 3)}, layout="csr")
+        assert ls.nn.fuse_relu_(model, fused) == fused
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        assert any(train(model, optimizer, ls.RigL(model, optimizer, every=EVERY, end=END)))
+        found.append((masks_of(model), model[1].weight))
+    assert found[0][0].equals(found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
 
 
 def test_several_backward_passes_before_a_step_add_up() -> None:
@@ -410,3 +424,22 @@ def test_states_of_other_methods_and_layers_are_refused() -> None:
         make(ls.SET, freeze="conv").load_state_dict(state)
     with pytest.raises(ArgumentError, match=r"^state: expected the state_dict of a SET, got int"):
         make(ls.SET).load_state_dict(3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["csr", "dense", "bsr"])
+@pytest.mark.parametrize("name", ["SET", "RigL", "GradualPruning"])
+def test_masks_change_on_a_gpu_as_on_the_cpu(name: str, layout: str) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = sparse_net(layout).to(device)
+        optimizer = OPTIMISERS["adam"](model.parameters())
+        options: dict[str, Any] = {"density": 0.1} if name == "GradualPruning" else {"drop": 0.4, "seed": 1}
+        method = getattr(ls, name)(model, optimizer, every=EVERY, end=END, **options)
+        assert train(model, optimizer, method) == [step % EVERY == EVERY - 1 for step in range(STEPS)]
+        assert {parameter.device.type for parameter in model.parameters()} == {device}
+        for _, module in sparse_modules(model):
+            assert module.layout.device.type == device
+            module.layout.validate()
+        found.append(masks_of(model))
+    assert found[0].equals(found[1])

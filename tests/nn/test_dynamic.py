@@ -210,7 +210,13 @@ def test_arguments_that_cannot_be_are_refused_and_change_nothing() -> None:
     mask, values = torch.ones(5, 7, dtype=torch.bool), module.values.detach().clone()
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     lbfgs = torch.optim.LBFGS(module.parameters(), max_iter=2)
-    lbfgs.step(lambda: (module(x).sum().backward(), module(x).sum())[1])  # type: ignore[func-returns-value]
+
+    def closure() -> float:
+        loss = module(x).sum()
+        loss.backward()
+        return loss.item()
+
+    lbfgs.step(closure)
     values = module.values.detach().clone()
     cases: list[tuple[tuple[Any, ...], type[Exception], str]] = [
         ((nn.Linear(7, 5), mask), ArgumentTypeError, "^module: expected a sparse layer"),

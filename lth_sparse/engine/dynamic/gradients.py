@@ -55,7 +55,7 @@ class DenseGradients:
         passes = self._passes.pop(place.name, [])
         if not passes:
             what = f"a forward and a backward pass of every sparse layer before step {step}, seen by hooks"
-            raise ArgumentError(expected("model", what, f"none of {place.name!r}"))
+            raise ArgumentError(expected("model", what, f"none of {place.name!r} (a compiled model may skip hooks)"))
         total: Tensor | None = None
         while passes:
             module, x, grad, versions = passes.pop()
