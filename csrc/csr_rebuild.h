@@ -12,12 +12,12 @@ namespace lth {
 template <class Index>
 struct CsrChange {
   int64_t rows, cols;
-  int64_t nnz;            // entries before
-  const int32_t* crow;    // [rows + 1]
-  const Index* col;       // [nnz], ascending within a row
-  const uint8_t* keep;    // [nnz], 0 for an entry that goes
-  int64_t kept;           // how many stay
-  const int64_t* grown;   // [grown_count] positions row * cols + col that come, ascending; none of them is kept
+  int64_t nnz;           // entries before
+  const int32_t* crow;   // [rows + 1]
+  const Index* col;      // [nnz], ascending within a row
+  const uint8_t* keep;   // [nnz], 0 for an entry that goes
+  int64_t kept;          // how many stay
+  const int64_t* grown;  // [grown_count] positions row * cols + col that come, ascending; none of them is kept
   int64_t grown_count;
 };
 

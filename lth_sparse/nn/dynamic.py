@@ -42,7 +42,8 @@ def update_mask_(
         module: a layer of layout ``"csr"``, ``"bsr"`` or ``"dense"``; or all layers that share its ``values``.
         mask: bool, shape of the dense weight, True where a weight is kept. With BSR a union of whole blocks.
         optimizer: the one that trains the layer. Every entry of its state for ``values`` that has their shape is
-            carried over; scalars (the step count) stay.
+            carried over; scalars (the step count) stay. Leave it out only while no optimiser has state of the layer:
+            momentum would meet other weights.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.

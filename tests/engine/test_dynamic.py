@@ -132,10 +132,8 @@ class Simulation:
             order = dense[name].abs().flatten().masked_fill(kept, -1).argsort(stable=True, descending=True)
             grown = torch.zeros_like(kept)
             grown[order[:count]] = True
-            # What is dropped and grown at once starts from zero, as everything that grows.
-            self.masks[name] = kept.view(mask.shape)
-            self.mask()
             self.masks[name] = (kept | grown).view(mask.shape)
+        self.mask()
 
 
 @pytest.mark.parametrize("layout", ["csr", "dense"])
@@ -183,6 +181,30 @@ def test_counts_stay_exact_and_the_exchanged_share_decays(cls: Any, layout: str)
             assert not bool(optimizer.state[module.values]["momentum_buffer"].isnan().any())
             assert values[name].shape == module.weight.shape
     assert [id(parameter) for parameter in model.parameters()] == parameters
+
+
+@pytest.mark.parametrize("cls", [ls.SET, ls.RigL])
+def test_what_is_dropped_and_grown_at_once_keeps_its_value_and_momentum(cls: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(50, 3)).double()
+    ls.sparsify_(model, {"1.weight": torch.rand(3, 50) < 0.9}, layout="csr")
+    layer: Any = model[1]
+    optimizer = OPTIMISERS["momentum"](model.parameters())
+    method = cls(model, optimizer, drop=0.5, every=1, end=math.inf)
+    gradients(model, 0)
+    optimizer.step()
+    mask, count = layer.mask, layer.nnz
+
+    def both() -> tuple[Tensor, Tensor]:
+        return layer.weight, layer.layout.scatter(optimizer.state[layer.values]["momentum_buffer"])
+
+    before = both()
+    assert method.step()
+    assert layer.nnz == count
+    stays = layer.mask & mask
+    assert int(stays.sum()) >= 2 * count - 150 > count // 2 + 20  # more than are not dropped: some came back
+    for old, new in zip(before, both(), strict=True):
+        assert torch.equal(new, old * stays)
 
 
 def test_a_fully_dense_layer_and_frozen_ones_keep_their_masks() -> None:

@@ -67,9 +67,11 @@ class _Regrowth(DynamicMethod):
                 continue
             keep = torch.ones(count, dtype=torch.bool, device=place.layout.device)
             keep[lowest(self._norms(place, entries), exchanged)] = False
-            grown = self._grow(place, entries, entries.positions()[keep], exchanged)
+            positions = entries.positions()
+            grown = self._grow(place, entries, positions[keep], exchanged)
             if grown is not None:
-                self._change(place, keep, grown)
+                keep |= torch.isin(positions, grown)  # dropped and grown at once: as if nothing had happened
+                self._change(place, keep, grown[~torch.isin(grown, positions)])
                 changed = True
         return changed
 
@@ -94,9 +96,10 @@ class SET(_Regrowth):
             set_.step()                      # True when the masks have changed
 
     After every ``every``-th step before ``end`` each layer of n live weights drops the ``int(f n)`` smallest by
-    magnitude and grows as many, which start at 0, uniformly among all that are not live then, those just dropped
-    included. f decays as ``drop / 2 (1 + cos(pi step / end))``; ``end=math.inf`` keeps it at ``drop``, as the paper
-    has it. Counts per layer never change. With BSR the same for whole blocks, by their L1 norm.
+    magnitude and grows as many, which start at 0, uniformly among all that are not live then. Those just dropped are
+    among them; one that is drawn keeps its value and momentum, as in the code of RigL's authors. f decays as
+    ``drop / 2 (1 + cos(pi step / end))``; ``end=math.inf`` keeps it at ``drop``, as the paper has it. Counts per layer
+    never change. With BSR the same for whole blocks, by their L1 norm.
 
     Args:
         model: holds sparse layers of layouts ``"csr"``, ``"bsr"`` or ``"dense"`` (:func:`lth_sparse.sparsify_`). Those
