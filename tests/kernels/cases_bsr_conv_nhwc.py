@@ -196,9 +196,9 @@ def test_more_pixels_than_an_int32_counts_are_refused() -> None:
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "feature_major"])
 @pytest.mark.parametrize("wanted", [[True, True, True], [True, False, True]], ids=str)
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_the_registered_operators_equal_the_reference(
-    relu: bool, wanted: list[bool], kind: str, monkeypatch: pytest.MonkeyPatch
+    activation: str, wanted: list[bool], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values of entries that are not live count as 0, whatever a caller left in them; results have the format of x."""
     if INTERPRETED:
@@ -209,11 +209,11 @@ def test_the_registered_operators_equal_the_reference(
     values = values.transpose(1, 2).contiguous().transpose(1, 2)
     x = x if kind == "contiguous" else strided(x, kind)
     tail = (list(layout.index), list(layout.shape), [2, 2], [1, 1], [1, 1], 2)
-    truth = [REFERENCES["conv2d_bsr"](x.double(), values.double(), bias.double(), *tail, relu, True)]
-    activated = truth[0].float() if relu else None
+    truth = [REFERENCES["conv2d_bsr"](x.double(), values.double(), bias.double(), *tail, activation, True)]
+    activated = truth[0].float() if activation == "relu" else None
     right = None if activated is None else activated.double()
     truth += REFERENCES["conv2d_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted, right, True)
-    found = [cuda_conv._conv2d(x, values, bias, *tail, relu, True)]
+    found = [cuda_conv._conv2d(x, values, bias, *tail, activation, True)]
     found += cuda_conv._conv2d_backward(grad, x, values, *tail, wanted, activated, True)
     for ours, right in zip(found, truth, strict=True):
         assert ours.dtype == torch.float32
