@@ -1,4 +1,5 @@
-// lth_sparse._C: the only file that knows Python. It turns integers into pointers and types, and nothing else.
+// lth_sparse._C: what Python calls. Only the files module*.cpp know Python: they turn integers into pointers and types,
+// and nothing else.
 //
 // Arguments are checked in Python (lth_sparse/ops); here only what would make a call meaningless is refused. No
 // function holds the GIL while it computes. lth_sparse/_C.pyi documents every function.
@@ -8,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bf16_forward.h"
 #include "bsr_conv.h"
@@ -17,6 +19,7 @@
 #include "csr_linear.h"
 #include "expand.h"
 #include "kernels.h"
+#include "module.h"
 #include "parallel.h"
 #include "peak.h"
 #include "scratch.h"
@@ -25,23 +28,7 @@ namespace py = pybind11;
 
 namespace {
 
-using Pointer = std::uintptr_t;
-
-template <class T>
-T* as(Pointer p) {
-  return reinterpret_cast<T*>(p);
-}
-
-template <class T>
-struct Type {
-  using type = T;
-};
-
-void check_index_bits(int index_bits) {
-  if (index_bits != 16 && index_bits != 32) {
-    throw std::invalid_argument("index_bits: expected 16 or 32, got " + std::to_string(index_bits));
-  }
-}
+using namespace lth::binding;
 
 // Calls body(Type<value>, Type<index>) for the types that the codes name.
 template <class Body>
@@ -66,17 +53,6 @@ void with_forward_types(int dtype, int index_bits, Body&& body) {
   if (dtype != 2) return with_types(dtype, index_bits, std::forward<Body>(body));
   if (index_bits == 16) body(Type<lth::Bf16>(), Type<uint16_t>());
   if (index_bits == 32) body(Type<lth::Bf16>(), Type<int32_t>());
-}
-
-void at_least(const char* name, int64_t value, int64_t least) {
-  if (value < least) {
-    throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-                                std::to_string(value));
-  }
-}
-
-void not_null(const char* name, Pointer p, bool needed) {
-  if (needed && p == 0) throw std::invalid_argument(std::string(name) + ": expected a pointer, got 0");
 }
 
 void check_linear(int64_t batch, int64_t rows, int64_t cols, int threads) {
@@ -386,6 +362,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
   m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("bits"), py::arg("rank"), py::arg("values"),
         py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
+  bind_rebuild(m);
   m.def("isa", [] { return lth::name_of(lth::current_isa()); });
   m.def("isas", [] { return names_of(lth::runnable_isas()); });
   m.def("set_isa", &lth::set_isa, py::arg("name"));

@@ -319,6 +319,32 @@ def expand(values: int, bits: int, rank: int, dense: int, nnz: int, numel: int, 
 def compress(dense: int, bits: int, rank: int, values: int, nnz: int, numel: int, width: int, threads: int) -> None:
     """The elements of ``dense`` whose bit is set, in order: the reverse of :func:`expand`."""
 
+def csr_rebuild(
+    crow: int,
+    col: int,
+    keep: int,
+    grown: int,
+    new_crow: int,
+    new_col: int,
+    new_ccol: int,
+    new_row: int,
+    new_perm: int,
+    source: int,
+    rows: int,
+    cols: int,
+    nnz: int,
+    kept: int,
+    grown_count: int,
+    index_bits: int,
+) -> None:
+    """The CSR index and its transpose after a change of the mask, in O(nnz + rows + cols).
+
+    ``keep`` ``[nnz]``, uint8: 0 where an entry goes; ``kept`` of them stay. ``grown`` ``[grown_count]``, int64: the
+    ascending positions ``r * cols + c`` of entries that come, none of which is kept. ``new_*`` are ``crow``, ``col``,
+    ``ccol``, ``row`` and ``perm`` of the ``kept + grown_count`` entries afterwards, ``source`` int32 the entry that
+    each was, -1 for one that has come. These arrays, unlike others, are looked at: ValueError names a wrong one.
+    """
+
 def isa() -> str:
     """The instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``scalar``. RuntimeError as above."""
 

@@ -20,15 +20,28 @@ except ImportError as error:
 
 from lth_sparse import nn
 from lth_sparse._version import __version__
-from lth_sparse.engine import EarlyBird, Ticket, analyses, find_ticket, initialise_, levels
+from lth_sparse.engine import (
+    SET,
+    EarlyBird,
+    GradualPruning,
+    RigL,
+    Ticket,
+    analyses,
+    find_ticket,
+    initialise_,
+    levels,
+)
 from lth_sparse.formats import Mask
 from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_, tune
 from lth_sparse.ops import functional
 from lth_sparse.ops.memory import keep_memory
 
 __all__ = [
+    "SET",
     "EarlyBird",
+    "GradualPruning",
     "Mask",
+    "RigL",
     "Ticket",
     "__version__",
     "analyses",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lth_sparse.engine import analyses
 from lth_sparse.engine.criteria import ScoringContext
+from lth_sparse.engine.dynamic import SET, GradualPruning, RigL
 from lth_sparse.engine.early_bird import EarlyBird
 from lth_sparse.engine.inits import initialise_
 from lth_sparse.engine.level import EarlyStop, Level
@@ -17,10 +18,13 @@ from lth_sparse.engine.search import find_ticket, levels
 from lth_sparse.engine.ticket import Ticket
 
 __all__ = [
+    "SET",
     "EarlyBird",
     "EarlyStop",
+    "GradualPruning",
     "Level",
     "LevelRecord",
+    "RigL",
     "ScoringContext",
     "Search",
     "Ticket",

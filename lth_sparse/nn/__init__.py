@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
+from lth_sparse.nn.dynamic import update_entries_, update_mask_
 from lth_sparse.nn.feature_major import feature_major_
 from lth_sparse.nn.fused import fuse_activations_, fuse_relu_
 from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
@@ -40,4 +41,6 @@ __all__ = [
     "sparse_modules",
     "sparsify_",
     "tune",
+    "update_entries_",
+    "update_mask_",
 ]

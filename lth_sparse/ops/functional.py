@@ -241,7 +241,7 @@ def _conv(
         pixels = "H, W" if spatial == 2 else "L"
         raise ArgumentError(expected("x", f"shape [N, {channels * groups}, {pixels}] or without N", f"{list(x.shape)}"))
     batched = x if x.dim() == 2 + spatial else x.unsqueeze(0)
-    batched, symmetric = _pad(batched, padding, padding_mode, kernel, strides, dilations)
+    batched, symmetric = pad_input(batched, padding, padding_mode, kernel, strides, dilations)
     for axis in range(spatial):
         size = batched.shape[2 + axis]
         if conv_output_size(size, kernel[axis], strides[axis], symmetric[axis], dilations[axis]) < 1:
@@ -266,7 +266,7 @@ def _conv(
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
 
-def _pad(
+def pad_input(
     x: Tensor,
     padding: int | Sequence[int] | str,
     padding_mode: str,
