@@ -93,7 +93,9 @@ def find_ticket(
         strict: check while running what must hold in every search, see :mod:`lth_sparse.engine.strict`; costs time.
         feature_major: train sparse networks with feature-major activations, see :func:`lth_sparse.nn.feature_major_`.
 
-    Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`.
+    Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`. Under torchrun, with
+    a process group, call this on every rank and wrap ``level.model`` in DistributedDataParallel; what is then done
+    once and what on each rank, :mod:`lth_sparse.engine.distributed` says.
 
     Returns:
         The tickets, records and controls; the caller's random states are as before.
