@@ -1,21 +1,26 @@
 """Launch configurations: which tile, how many warps and pipeline stages, for which device and problem.
 
-Chosen in Python from (device, dtype, block, bucketed sizes), never by ``@triton.autotune``: inductor drops its keys for
-kernels inside operators. A measured configuration in ``tables/<device>.json`` wins; without one, the heuristic below
-takes tiles that compile without spills and reach the device's matrix instructions (``make gpu-compile`` shows both).
-No table is shipped until it was measured. This module needs no Triton.
+Chosen in Python from (device, dtype, block, bucketed sizes and density), never by ``@triton.autotune``: inductor drops
+its keys for kernels inside operators. A measured configuration wins, see :func:`select`; without one, the heuristic
+below takes tiles that compile without spills and reach the device's matrix instructions (``make gpu-compile`` shows
+both). No table is shipped until it was measured. This module needs no Triton.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
-from dataclasses import dataclass, fields, replace
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "cdiv", "heuristic", "padded",
-           "read_table", "select", "splits_for"]  # fmt: skip
+from lth_sparse.kernels import tables, trials
+from lth_sparse.kernels.tables import Bucket
+
+__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv", "fault",
+           "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
+           "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
@@ -48,15 +53,29 @@ class Device:
     processors: int
     hip: bool = False
 
+    @property
+    def family(self) -> str:
+        """All devices with the same instructions: ``sm-90``, or ``gfx-94``."""
+        return f"{'gfx' if self.hip else 'sm'}-{self.arch}"
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One product: its kind, dtype, block ``(R, C)`` and number of tokens."""
+    """One product: its kind, dtype, block ``(R, C)``, number of tokens, the weight, and what the operands allow.
+
+    ``rows`` and ``cols`` are the sizes of the weight's matrix view, ``density`` the share of its blocks that are
+    stored; None where they are not known. ``tma``: the operands' alignment and strides allow tiles by descriptor
+    (``bsr_linear.allows_tma``).
+    """
 
     product: str
     dtype: str
     block: tuple[int, int]
     tokens: int
+    rows: int | None = None
+    cols: int | None = None
+    density: float | None = None
+    tma: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -66,10 +85,27 @@ class Problem:
         return (padded(c), padded(r, 1)) if transposed else (padded(r), padded(c, 1))
 
     @property
+    def bucket(self) -> Bucket:
+        """What the problem counts as in a table. Flags of a problem belong to its product: ``forward+flag``."""
+        product = "+".join([self.product, *(name for name in _flags() if getattr(self, name))])
+        return tables.bucket_of(product, self.dtype, self.block, self.tokens, self.rows, self.cols, self.density)
+
+    @classmethod
+    def of(cls, bucket: Bucket) -> Problem:
+        """The problem that a bucket stands for.
+
+        Raises:
+            ValueError: a flag that no problem has.
+        """
+        product, *flags = bucket.product.split("+")
+        if unknown := sorted(set(flags) - set(_flags())):
+            raise ValueError(f"{'+'.join(unknown)}: expected flags among {', '.join(_flags()) or 'none'}")
+        return cls(product, *bucket[1:], **dict.fromkeys(flags, True))  # type: ignore[arg-type]
+
+    @property
     def key(self) -> str:
-        """The name of the problem in a table: tokens count by the power of two that holds them, at most 4096."""
-        bucket = min(padded(self.tokens), 4096)
-        return f"{self.product}/{self.dtype}/{self.block[0]}x{self.block[1]}/{bucket}"
+        """The name of its bucket."""
+        return self.bucket.key
 
 
 @dataclass(frozen=True)
@@ -81,6 +117,7 @@ class Tile:
         block_n: its columns; divides the padded block side.
         block_k: elements summed in one step: positions, or tokens for the weight gradient.
         precision: ``tl.dot``'s ``input_precision``, of meaning for float32 alone.
+        tma: operands are loaded through descriptors; only for a problem that allows it.
     """
 
     block_m: int
@@ -89,6 +126,13 @@ class Tile:
     num_warps: int
     num_stages: int
     precision: str = "ieee"
+    tma: bool = False
+
+
+@functools.cache
+def _flags() -> tuple[str, ...]:
+    """Names of the bool fields of a problem: what its operands allow."""
+    return tuple(name for name, kind in typing.get_type_hints(Problem).items() if kind is bool)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -98,7 +142,7 @@ def cdiv(a: int, b: int) -> int:
 
 def padded(size: int, least: int = LEAST_SIDE) -> int:
     """The smallest power of two that is neither below ``size`` nor below ``least``."""
-    return max(least, 1 << max(size - 1, 0).bit_length())
+    return tables.power_of_two(size, least)
 
 
 def heuristic(device: Device, problem: Problem) -> Tile:
@@ -119,8 +163,10 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     # An accumulator of 64 registers a thread at most; 32 where three TF32 products need their operands in registers.
     warps = 8 if block_m * block_n * size > 128 * 64 * 2 else 4
     bytes_of_step = (block_m + block_n) * block_k * size
-    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, device.shared // bytes_of_step))
-    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
+    room = device.shared - 32 * block_k  # the indices of all stages have their own
+    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, room // bytes_of_step))
+    tma = problem.tma and gathers and device.arch // 10 == 9 and not device.hip and problem.sides[1] % block_k == 0
+    tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem), tma)
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
@@ -155,6 +201,32 @@ def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> in
     return 2 * held if gathers else held
 
 
+def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
+    """``tile`` for a gradient whose kernel also reads the result of the ReLU in front of it, element by element.
+
+    The third operand takes buffers from the other two, down to the fewest that overlap copies and arithmetic. A large
+    tile is spread over eight warps and goes in steps of half the depth, or it would spill.
+    """
+    size = tile.block_m * tile.block_n
+    warps = max(tile.num_warps, 8) if size >= 128 * 64 else tile.num_warps
+    halves = 2 if not gathers and size >= 128 * 32 and tile.block_k >= 64 else 1
+    third = tile.block_m if gathers else tile.block_n
+    step = tile.block_m + tile.block_n
+    stages = max(halves * tile.num_stages * step // (step + third), min(tile.num_stages, 6 if gathers else 3))
+    # an odd stage of a gather holds indices alone, and two is what AMD's pipeline has
+    stages = stages - stages % 2 if gathers else stages
+    stages = stages if tile.num_stages > 2 else tile.num_stages
+    return replace(tile, block_k=tile.block_k // halves, num_warps=warps, num_stages=stages)
+
+
+def without_runs(tile: Tile) -> Tile:
+    """``tile`` for a forward gather whose activations Triton cannot copy asynchronously.
+
+    The values alone are then pipelined, and they wait for no index: every stage is a buffer of theirs.
+    """
+    return replace(tile, num_stages=max(tile.num_stages // 2, 2))
+
+
 def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
     """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
 
@@ -168,11 +240,71 @@ def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
 
 
 def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
-    """The table's configuration for the problem on this device, else the heuristic's."""
-    tile = read_table(device.name).get(problem.key) or heuristic(device, problem)
-    if problem.dtype != "float32":
-        return tile
+    """The configuration for a problem.
+
+    Looked for in the user's own table (see :func:`install`), in the shipped table of the device and in that of its
+    family: first the problem's own bucket in each, then the nearest measured one in each by the order of
+    :func:`lth_sparse.kernels.tables.nearest`, but for tiles with more rows than there are tokens. Where none is near,
+    the heuristic's.
+
+    Raises:
+        ValueError: a shipped table is damaged.
+    """
+    if (under_trial := trials.current()) is not None:
+        under_trial.seen[problem] = device
+        if (tile := under_trial.tiles.get(problem)) is not None:
+            return replace(tile, precision=precision_of(device, problem, tf32))
+    return _select(device, problem, tf32)
+
+
+@functools.lru_cache(maxsize=4096)
+def _select(device: Device, problem: Problem, tf32: bool) -> Tile:
+    tile = _measured(device, problem.bucket) or heuristic(device, problem)
     return replace(tile, precision=precision_of(device, problem, tf32))
+
+
+def _measured(device: Device, wanted: Bucket) -> Tile | None:
+    held = (installed(device.name), read_table(device.name), read_table(device.family))
+    for table in held:
+        if (tile := table.get(wanted)) is not None:
+            return tile
+    gathers = "weight_gradient" not in wanted.product
+    for table in held:
+        # More rows than tokens are rows of nothing: such a tile is for more tokens than these.
+        able = [bucket for bucket, tile in table.items() if not gathers or tile.block_m <= wanted.tokens]
+        if (bucket := tables.nearest(able, wanted)) is not None:
+            return table[bucket]
+    return None
+
+
+#: Tables that were measured on this machine, by the device's name.
+_INSTALLED: dict[str, Mapping[Bucket, Tile]] = {}
+
+
+def installed(device_name: str) -> Mapping[Bucket, Tile]:
+    """What :func:`install` was last given for this device."""
+    return _INSTALLED.get(device_name, {})
+
+
+def install(device_name: str, tiles: Mapping[Bucket, Tile]) -> None:
+    """Let :func:`select` look at ``tiles`` first for this device, instead of what was installed before."""
+    _INSTALLED[device_name] = dict(tiles)
+    _select.cache_clear()
+
+
+def fault(problem: Problem, tile: Tile) -> str | None:
+    """Why the block-sparse kernels cannot take ``tile`` for ``problem``; None when they can."""
+    for name in ("block_m", "block_n", "block_k"):
+        if (size := getattr(tile, name)) != padded(size):
+            return f"{name}: expected a power of two of at least {LEAST_SIDE}, got {size}"
+    if tile.num_warps != padded(tile.num_warps, 1):
+        return f"num_warps: expected a power of two, got {tile.num_warps}"
+    if (side := problem.sides[0]) % tile.block_n:
+        return f"block_n: expected a divisor of {side}, the padded side of the block, got {tile.block_n}"
+    for name in _flags():
+        if getattr(tile, name, False) and not getattr(problem, name):
+            return f"{name}: expected false for a problem whose operands do not allow it, got true"
+    return None
 
 
 def splits_for(device: Device, programs: int, tokens: int) -> int:
@@ -187,22 +319,21 @@ def table_path(device_name: str, folder: Path = TABLES) -> Path:
 
 
 @functools.cache
-def read_table(device_name: str, folder: Path = TABLES) -> dict[str, Tile]:
-    """``{problem key: Tile}`` of the device's table; empty where none is shipped.
-
-    The file is ``{"device", "date", "triton", "tiles": {key: {field of Tile: value}}}``.
+def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
+    """``{bucket: Tile}`` of the table shipped for a device, or a family of devices; empty where none is.
 
     Raises:
-        ValueError: the file is no such table.
+        ValueError: the file is no table, or holds a configuration that the kernels cannot take.
     """
     path = table_path(device_name, folder)
     if not path.exists():
         return {}
-    content = json.loads(path.read_text())
-    names = {field.name for field in fields(Tile)} - {"precision"}
-    tiles: dict[str, Tile] = {}
-    for key, entry in content["tiles"].items():
-        if set(entry) != names or not all(type(value) is int and value > 0 for value in entry.values()):
-            raise ValueError(f"{path.name}: {key}: expected positive ints for {', '.join(sorted(names))}, got {entry}")
-        tiles[key] = Tile(**entry)
-    return tiles
+    found = tables.read(path, Tile)
+    for bucket, tile in found.items():
+        try:
+            reason = fault(Problem.of(bucket), tile)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise ValueError(f"{path}: {bucket.key}: {reason}")
+    return found

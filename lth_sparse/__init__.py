@@ -22,7 +22,7 @@ from lth_sparse import nn
 from lth_sparse._version import __version__
 from lth_sparse.engine import EarlyBird, Ticket, analyses, find_ticket, initialise_, levels
 from lth_sparse.formats import Mask
-from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_
+from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_, tune
 from lth_sparse.ops import functional
 from lth_sparse.ops.memory import keep_memory
 
@@ -42,6 +42,7 @@ __all__ = [
     "nn",
     "plan",
     "sparsify_",
+    "tune",
 ]
 
 del importlib, _name

@@ -14,14 +14,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import triton
+from kernel_gate_linear import EXTENTS, SHORT, arguments, combining, reducing, takes_tma
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lth_sparse.kernels import bsr_conv, bsr_conv_backward, bsr_linear
+from lth_sparse.kernels import bsr_conv, bsr_conv_backward
 from lth_sparse.kernels.launch import (
     CONV_PRODUCTS,
     DTYPES,
@@ -29,9 +31,11 @@ from lth_sparse.kernels.launch import (
     Device,
     Problem,
     Tile,
+    beside_relu,
     heuristic,
     padded,
     precision_of,
+    without_runs,
 )
 
 #: Name, compiler target, device: the shared memory is what one program may use, from the vendors' manuals.
@@ -44,7 +48,6 @@ DEVICES: dict[str, tuple[GPUTarget, Device]] = {
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     del DEVICES["gfx942"]  # linked by ROCm's own linker, which older wheels do not bring
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 16), (16, 64))
-SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 REGISTERS = 255
 #: Strides of 1 by how images lie in memory, and what is no multiple of 16 there in an ordinary layer.
 UNIT_STRIDES = {
@@ -52,6 +55,7 @@ UNIT_STRIDES = {
     "channels_last": ("x_c", "g_o", "t_c", "y_o"),
     "feature_major": ("x_n", "g_n", "t_n", "y_n"),
 }
+LINEAR_MEMORY = ("contiguous", "feature_major")
 SIZES = ("height", "width", "out_h", "out_w", "groups")
 IMAGE = {
     "contiguous": (*SIZES, "batch", "x_h", "g_h", "t_h", "y_h"),
@@ -69,7 +73,9 @@ class Compiled:
         shared: bytes of shared memory of a program.
         mma: the matrix instructions in it, most frequent first.
         copies: bytes of each asynchronous copy in it; empty where loads go through registers.
-        memory: how the images of a convolution lie.
+        memory: how activations lie.
+        extent: what a linear product does beside the product.
+        bulk: number of copies of whole tiles by descriptor.
     """
 
     device: str
@@ -81,42 +87,12 @@ class Compiled:
     mma: tuple[str, ...]
     copies: tuple[int, ...]
     memory: str = "contiguous"
-
-
-def arguments(problem: Problem, tile: Tile) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """The kernel of a product, its signature and its constants, as a launch on contiguous tensors gives them."""
-    element = SHORT[problem.dtype]
-    r, c = problem.block
-    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-    constants: dict[str, Any] = blocks | {"PRECISION": tile.precision, "WIDE": False}
-    if problem.product == "weight_gradient":
-        kernel = bsr_linear.scatter_kernel
-        pointers = {"grad": element, "x": element, "target": "fp32", "offsets": "i32", "indices": "i32"}
-        constants |= {"R": r, "R_P": padded(r), "C": c, "C_P": padded(c, 1), "SEARCH": 256, "value_mask": None}
-        constants |= {"grad_n": 1, "x_k": 1}
-    else:
-        kernel = bsr_linear.gather_kernel
-        transposed = problem.product == "input_gradient"
-        out, red = (c, r) if transposed else (r, c)
-        pointers = {"x": element, "values": element, "y": element, "offsets": "i32", "indices": "i32"}
-        if transposed:
-            pointers["perm"] = "i32"
-            constants["bias"] = None
-        else:
-            pointers["bias"] = element
-            constants["perm"] = None
-        constants |= {"OUT": out, "OUT_P": padded(out), "RED": red, "RED_P": padded(red, 1), "EVEN_RED": True}
-        constants |= {"VALUE_OUT": 1 if transposed else c, "VALUE_RED": c if transposed else 1}
-        constants |= {"x_red": 1, "y_out": 1}
-    signature = {
-        name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
-        for name in kernel.arg_names
-    }
-    return kernel, signature, constants
+    extent: str = "plain"
+    bulk: int = 0
 
 
 def conv_arguments(problem: Problem, tile: Tile, memory: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """:func:`arguments` of a padded 3x3 convolution; of a 1x1 where ``memory`` is channels_last, for columns are
+    """``arguments`` of a padded 3x3 convolution; of a 1x1 where ``memory`` is channels_last, for columns are
     contiguous only then."""
     element, (r, c) = SHORT[problem.dtype], problem.block
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
@@ -145,40 +121,61 @@ def conv_arguments(problem: Problem, tile: Tile, memory: str) -> tuple[Any, dict
     return kernel, signature, constants
 
 
-def compile_one(name: str, problem: Problem, tile: Tile | None = None, memory: str = "contiguous") -> Compiled:
+def compile_one(
+    name: str, problem: Problem, tile: Tile | None = None, memory: str = "contiguous", extent: str = "plain"
+) -> Compiled:
     """Compile one problem for one device; without a tile, the one that the heuristic takes.
 
-    ``memory`` is how the images of a convolution lie: a name of ``UNIT_STRIDES``.
+    Args:
+        memory: how activations lie; the images of a convolution: a name of ``UNIT_STRIDES``.
+        extent: what a linear product does beside the product, one of ``EXTENTS``.
     """
     target, device = DEVICES[name]
     tile = tile or heuristic(device, problem)
+    if extent == "full" and problem.product in PRODUCTS[1:]:
+        tile = beside_relu(tile, gathers=problem.product == "input_gradient")
     conv = problem.product in CONV_PRODUCTS
-    kernel, signature, constants = conv_arguments(problem, tile, memory) if conv else arguments(problem, tile)
+    if memory == "ragged" and problem.product == "forward" and DTYPES[problem.dtype] == 2:
+        tile = without_runs(tile)
+    if conv:
+        kernel, signature, constants = conv_arguments(problem, tile, memory)
+    else:
+        kernel, signature, constants = arguments(problem, tile, memory, extent)
     # Sizes and strides that 16 divides and pointers that are aligned: what a launch on an ordinary layer specialises.
     # Images are no such sizes, and rows of a contiguous image no such strides.
-    ragged = IMAGE[memory] if conv else ()
-    given = [(index, arg) for index, arg in enumerate(kernel.arg_names) if arg not in constants and arg not in ragged]
-    whole = {(index,): [["tt.divisibility", 16]] for index, _ in given}
+    ragged = IMAGE[memory] if conv else ("x_m", "red_size") * (memory == "ragged")
+    plain = {arg for arg in kernel.arg_names if signature[arg] != "constexpr" and "desc" not in signature[arg]}
+    given = [(index,) for index, arg in enumerate(kernel.arg_names) if arg in plain.difference(ragged)]
+    whole = {where: [["tt.divisibility", 16]] for where in given}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=whole)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
     built = triton.compile(source, target=target, options=options)
     registers, spills = resources(built, device)
     if device.hip:
         mma = re.findall(r"v_mfma_\w+", built.asm["amdgcn"])
-        copies = []
+        copies, bulk = [], 0
     else:
         ptx = built.asm["ptx"]
         mma = re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m64n\d+k\d+)|mma\.sync\.aligned\.(m\d+n\d+k\d+)", ptx)
         mma = ["wgmma " + wide if wide else "mma " + narrow for wide, narrow in mma]
         sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
         copies = [int(size, 0) for size in sizes]
+        bulk = len(re.findall(r"cp\.async\.bulk\.tensor\.2d\.shared::\w+\.global", ptx))
     counted = tuple(sorted(set(mma), key=mma.count, reverse=True))
-    return Compiled(name, problem, tile, registers, spills, built.metadata.shared, counted, tuple(copies), memory)
+    facts = (registers, spills, built.metadata.shared, counted, tuple(copies))
+    return Compiled(name, problem, tile, *facts, memory, extent, bulk)
 
 
-def compile_fold(name: str, dtype: str, memory: str) -> tuple[int, int]:
-    """(registers, bytes of stack) of the kernel that folds the columns of a 3x3 convolution's input gradient."""
+def compile_small(name: str, kind: str, dtype: str) -> tuple[int, int]:
+    """(registers, bytes of stack) of a kernel that multiplies nothing: one of ``SMALL_KERNELS``."""
     target, device = DEVICES[name]
+    kernel, signature, constants = SMALL_KERNELS[kind](dtype)
+    built = triton.compile(ASTSource(kernel, signature, constants), target=target, options={"num_warps": 4})
+    return resources(built, device)
+
+
+def folding(dtype: str, memory: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """``arguments`` of the kernel that folds the columns of a 3x3 convolution's input gradient."""
     kernel = bsr_conv_backward.fold_kernel
     constants: dict[str, Any] = bsr_conv.Conv((3, 3), (2, 2), (1, 1)).constants()
     constants |= {"BATCH_INNER": memory == "feature_major", "WIDE": False}
@@ -186,8 +183,17 @@ def compile_fold(name: str, dtype: str, memory: str) -> tuple[int, int]:
     constants |= {"s_n" if memory == "feature_major" else "s_w": 1, "x_n" if memory == "feature_major" else "x_w": 1}
     pointers = {"source": "*fp32", "dx": f"*{SHORT[dtype]}"}
     signature = {arg: "constexpr" if arg in constants else pointers.get(arg, "i32") for arg in kernel.arg_names}
-    built = triton.compile(ASTSource(kernel, signature, constants), target=target, options={"num_warps": 4})
-    return resources(built, device)
+    return kernel, signature, constants
+
+
+#: Kernels that add up or rearrange, by name; each with the arguments for a dtype.
+SMALL_KERNELS = {
+    "fold": partial(folding, memory="contiguous"),
+    "fold, batch inner": partial(folding, memory="feature_major"),
+    "combine": combining,
+    "combine, batch inner": partial(combining, memory="feature_major"),
+    "reduce": reducing,
+}
 
 
 def resources(built: Any, device: Device) -> tuple[int, int]:
@@ -239,6 +245,10 @@ def faults(one: Compiled) -> list[str]:
     step = (one.tile.block_m + one.tile.block_n) * one.tile.block_k * DTYPES[one.problem.dtype]
     if one.shared < 2 * step:
         found.append(f"{one.shared} bytes of shared memory hold less than two steps of {step}")
+    if one.tile.tma:
+        if one.bulk < 4:
+            found.append(f"{one.bulk} copies by descriptor, two operands in two buffers have 4")
+        return found
     # Copies of indices are narrow. A narrow copy of an operand is a lost alignment, and many times slower. The eight
     # warps of a convolution have less than 16 bytes each to copy of a small block.
     held = one.shared // step
@@ -248,10 +258,16 @@ def faults(one: Compiled) -> list[str]:
     return found
 
 
-def configurations() -> Iterator[tuple[str, Problem, Tile, str]]:
-    """Every configuration that the heuristic ships for the blocks and dtypes it is meant for, and the memory it is for.
+#: Of one token: it lies as a contiguous one does.
+FEATURE = "feature_major"
 
-    float32 comes in both precisions, three TF32 products and one, where a user may choose.
+
+def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
+    """Every configuration that the heuristic ships for the blocks and dtypes it is meant for; the memory it is for, and
+    the extent.
+
+    float32 comes in both precisions, three TF32 products and one, where a user may choose; tiles by descriptor where
+    the heuristic takes them.
     """
     for name, product, dtype, block in itertools.product(DEVICES, PRODUCTS + CONV_PRODUCTS, DTYPES, BLOCKS):
         _, device = DEVICES[name]
@@ -259,35 +275,55 @@ def configurations() -> Iterator[tuple[str, Problem, Tile, str]]:
         for tokens in (4096,) if product.endswith("weight_gradient") else (4096, 64, 1):
             problem = Problem(product, dtype, block, tokens)
             tile = heuristic(device, problem)
-            for memory in UNIT_STRIDES if product in CONV_PRODUCTS else ("contiguous",):
-                yield name, problem, tile, memory
+            linear = product in PRODUCTS
+            memories = [
+                memory for memory in (LINEAR_MEMORY if linear else UNIT_STRIDES) if tokens > 1 or memory != FEATURE
+            ]
+            pairs = [(memory, "plain") for memory in memories]
+            for memory, extent in pairs + [("contiguous", "full")] * linear:
+                yield name, problem, tile, memory, extent
                 if (fewer := precision_of(device, problem, tf32=True)) != tile.precision:
-                    yield name, problem, replace(tile, precision=fewer), memory
+                    yield name, problem, replace(tile, precision=fewer), memory, extent
+            by_descriptor = heuristic(device, replace(problem, tma=linear and takes_tma(problem)))
+            if by_descriptor.tma:
+                for extent in EXTENTS:
+                    yield name, problem, by_descriptor, "contiguous", extent
 
 
 def row(one: Compiled) -> str:
     """One line of the table."""
     tile, problem = one.tile, one.problem
     dtype = "tf32" if tile.precision == "tf32" else problem.dtype
-    launch = f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages}"
+    launch = f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages}{' tma' * tile.tma}"
     block = f"{problem.block[0]:>3}x{problem.block[1]:<3}"
-    name = f"{problem.product:<20} {one.memory:<13} {dtype:<8} {block} {problem.tokens:>4}"
+    extent = "+" if one.extent == "full" else ""
+    name = f"{problem.product + extent:<20} {one.memory:<13} {dtype:<8} {block} {problem.tokens:>4}"
     facts = f"{one.registers:>4} {one.spills:>6} {one.shared:>7}"
     copies = ", ".join(f"{size}B x{one.copies.count(size)}" for size in sorted(set(one.copies), reverse=True))
-    return f"{one.device:<7} {name}  {launch:<18} {facts}  {', '.join(one.mma):<28} {copies}"
+    return f"{one.device:<7} {name}  {launch:<20} {facts}  {', '.join(one.mma):<28} {copies}"
 
 
 def main() -> int:
     """Compile everything, print the table; 1 if a configuration breaks a rule."""
     print(f"Triton {triton.__version__}; compiled ahead of time, not run")
-    head = f"{'device':<7} {'product':<20} {'memory':<13} {'dtype':<8} {'block':>7} {'M':>4}  {'tile':<18}"
+    head = f"{'device':<7} {'product':<20} {'memory':<13} {'dtype':<8} {'block':>7} {'M':>4}  {'tile':<20}"
     print(f"{head} regs spills  shared  {'mma':<28} asynchronous copies")
     broken = 0
-    for device, problem, tile, memory in configurations():
-        one = compile_one(device, problem, tile, memory)
+    for name, kind, dtype in itertools.product(DEVICES, SMALL_KERNELS, DTYPES):
+        registers, spills = compile_small(name, kind, dtype)
+        print(
+            f"{name:<7} {kind:<20} {'':<13} {dtype:<8} {'':>7} {'':>4}  {'':<20} {registers:>4} {spills:>6}", flush=True
+        )
+        broken += bool(spills)
+    for device, problem, tile, memory, extent in configurations():
+        one = compile_one(device, problem, tile, memory, extent)
         wrong = faults(one)
         broken += bool(wrong)
         print(row(one) + "".join(f"\n        FAULT: {fault}" for fault in wrong), flush=True)
+    from kernel_gate_csr import report  # which imports this file
+
+    print()
+    broken += report()
     print(f"{broken} configurations break a rule" if broken else "every configuration keeps every rule")
     return 1 if broken else 0
 

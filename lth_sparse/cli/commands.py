@@ -117,7 +117,35 @@ def find(
     rewind: Annotated[
         str, typer.Option(help="init, a step such as 500it, epochs such as 3ep, auto, continue, lr or finetune.")
     ] = "init",
-    scope: Annotated[str, typer.Option(help="layer or global: where the smallest weights are looked for.")] = "layer",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="What the smallest of are pruned. After training: magnitude (= large_final), small_final, random, "
+            "large_init, small_init, large_init_large_final, small_init_small_final, magnitude_increase, movement, "
+            "large_final_same_sign, large_final_diff_sign, gradient, taylor. Before it, each level from the untrained "
+            "network: snip, grasp, synflow.",
+        ),
+    ] = "magnitude",
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="layer, global, or erk (Erdos-Renyi-Kernel densities): where the smallest weights are looked for.",
+            show_default="layer; global for snip, grasp, synflow",
+        ),
+    ] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            help="What is pruned at once: weight, row, block:RxC, vector:Rx1, column, channel, N:M such as 2:4; of "
+            "convolutions only: filter, kernel.",
+        ),
+    ] = "weight",
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers never to prune: a name, a glob or a type such as Linear; may be repeated.", show_default="none"
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -182,7 +210,10 @@ def find(
             seeds=seeds,
             iterations=iterations,
             rewind=rewind,
+            criterion=criterion,
             scope=scope,
+            granularity=granularity,
+            freeze=tuple(freeze or ()),
             rate=rate,
             controls=controls,
             more_controls=more_controls,
@@ -194,6 +225,41 @@ def find(
             plan=plan,
         )
     )
+
+
+@app.command()
+def reproduce(
+    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4 or conv6.")] = "lenet",
+    budget: Annotated[
+        str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
+    ] = "quick",
+    figure: Annotated[
+        int | None, typer.Option(help="Judge the claims of one of the paper's figures only.", show_default="all")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 5,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Directory with the files of MNIST or CIFAR-10; without it, digits.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; one that holds part of the same run is continued.",
+            show_default="runs/reproduce-<network>-<dataset>-<budget>",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch and of the kernels.", show_default="torch's")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of each training.", show_default="the budget's")
+    ] = None,
+    levels: Annotated[int | None, typer.Option(min=1, help="Prunings.", show_default="the budget's")] = None,
+) -> int:
+    """Repeat the paper's experiment on a network and judge its claims; exit code 1 if one is contradicted."""
+    from lth_sparse.cli.reproduce import Options, run
+
+    return run(Options(network, budget, figure, seeds, data, output, threads, iterations, levels))
 
 
 @app.command()
@@ -255,6 +321,59 @@ def plan(
         predict=predict,
         device=device,
         json_file=json_file,
+    )
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A network: one of the paper's, or package.module:function.", show_default=False),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of an input of MODEL, batch first.", show_default="the paper's")
+    ] = None,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help="Benchmark layers: names, globs and tags, with commas.", show_default="headline, without MODEL"
+        ),
+    ] = None,
+    density: Annotated[
+        str | None, typer.Option(help="Shares of the blocks kept, with commas.", show_default=".2,.1")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option("--block", help="Rows x columns, with commas.", show_default="32x32,64x64")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    forward: Annotated[bool, typer.Option("--forward", help="The forward pass alone, no gradients.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what was tuned before.")] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Configurations tried for a launch.")] = 24,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all that was tuned on this GPU to this file, a table as lth_sparse ships them. Without MODEL "
+            "and --cases nothing is tuned before.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Time launch configurations of the Triton kernels on this GPU, and keep the fastest for later runs."""
+    from lth_sparse.cli.tune import Options, run
+
+    return run(
+        Options(
+            model=model,
+            shape=shape,
+            cases=cases,
+            density=density,
+            blocks=blocks,
+            dtype=dtype,
+            forward=forward,
+            again=again,
+            limit=limit,
+            export=export,
+        )
     )
 
 

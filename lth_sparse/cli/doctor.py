@@ -140,7 +140,7 @@ def _check(
 
 
 def caches() -> dict[str, str]:
-    """What fills up on disk: the planner's timings, and what torch and Triton compile; whether it exists, how large."""
+    """What fills up on disk: what planner and tuner timed, and what torch and Triton compile; where, and how large."""
     home = Path(os.environ.get("TRITON_HOME", Path.home()))
     try:
         user = getpass.getuser()
@@ -151,14 +151,14 @@ def caches() -> dict[str, str]:
         "triton": os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache")),
     }
     found = {name: place + ("" if Path(place).is_dir() else " (not there yet)") for name, place in places.items()}
-    return {"planner": _planner_cache(), **found}
+    return {**{owner: _times(owner) for owner in plan_cache.PREFIXES}, **found}
 
 
-def _planner_cache() -> str:
-    """Where the planner remembers timings, and how many bytes they take."""
+def _times(owner: str) -> str:
+    """Where the planner or the tuner remembers timings, and how many bytes they take."""
     if not plan_cache.cache_enabled():
         return "off (LTH_SPARSE_CACHE is set)"
-    files, size = plan_cache.usage()
+    files, size = plan_cache.usage(owner)
     held = f"{files} file(s), {size / 1024:.1f} KiB" if files else "not there yet"
     return f"{plan_cache.cache_directory()} ({held})"
 

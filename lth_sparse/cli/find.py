@@ -22,9 +22,10 @@ from torch import nn
 
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.progress import Key, Tracker
-from lth_sparse.engine import TicketResult, find_ticket, initialise_
+from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
 from lth_sparse.engine.analyses import count_cost
 from lth_sparse.engine.controls import CONTROLS, REQUIRED
+from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
 from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
@@ -33,6 +34,7 @@ from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
+from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.html import Report, write_report
@@ -58,7 +60,10 @@ class Options:
     seeds: int = 3
     iterations: int | None = None
     rewind: str = "init"
-    scope: str = "layer"
+    criterion: str = "magnitude"
+    scope: str | None = None
+    granularity: str = "weight"
+    freeze: tuple[str, ...] = ()
     rate: float | None = None
     controls: bool = True
     more_controls: str = ""
@@ -88,8 +93,10 @@ def run(options: Options, console: Console | None = None) -> int:
     preset = preset_of(options)
     keywords = _search_keywords(options, preset)
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
-    # Wrong ones raise here, before a directory remembers them.
-    Settings(**keywords, **_rewinding(options, data), controls=options.kinds)
+    # Wrong ones raise here, before a directory remembers them; so does what the layers of the network refuse.
+    settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
+    keywords["scope"] = settings.scope
+    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
@@ -178,7 +185,7 @@ class Study:
             **self.keywords,
             **self.reset(),
             strict=self.options.strict,
-            **_rewinding(self.options, self.data),
+            **_from_data(self.options, self.preset, self.data),
             controls=self.options.kinds,
             control_levels=control_levels,
             directory=self.directory / f"seed_{seed}",
@@ -192,7 +199,10 @@ class Study:
         summary = summarise(_trainings(self.results))
         verdict = judge(summary, images=len(self.data.test))
         level = preset.levels if verdict.level is None else verdict.level
-        rates = preset.rates if options.rate is None else {"all layers": options.rate, "output layer": options.rate / 2}
+        rates = preset.rates
+        if options.rate is not None:
+            output = options.rate if find_criterion(options.criterion).at_init else options.rate / 2
+            rates = {"all layers": options.rate, "output layer": output}
         named = {name: value for name, value in preset.to_dict().items() if value is not None}
         given = {**named, **self.keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
         report = Report(
@@ -270,6 +280,8 @@ def command_line(options: Options) -> str:
         name = option.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, tuple):
+            words += [word for one in value for word in (f"--{name}", str(one))]
         else:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
@@ -291,6 +303,10 @@ def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
         "rewind": options.rewind,
         "scope": options.scope,
         "layout": options.layout,
+        # Left out where they are not used, so that a directory of before they existed is still the same run's.
+        **({"criterion": options.criterion} if options.criterion != "magnitude" else {}),
+        **({"granularity": options.granularity} if options.granularity != "weight" else {}),
+        **({"freeze": list(options.freeze)} if options.freeze else {}),
         # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
         **({"feature_major": True} if CONVS[preset.model] else {}),
     }
@@ -301,11 +317,14 @@ def _noted(options: Options) -> dict[str, Any]:
     return ({"plan": True} if options.plan else {}) | ({"init": options.init} if options.init else {})
 
 
-def _rewinding(options: Options, data: DataSet) -> dict[str, Any]:
-    """What rewind="auto" needs besides: the error that the barrier between two copies is made of."""
-    if options.rewind != "auto":
-        return {}
-    return {"rewind_error": lambda model: 1.0 - evaluate(model, data.val)[1]}
+def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any]:
+    """What the search takes from the data: images for the criterion, the error that rewind="auto" makes barriers of."""
+    keywords: dict[str, Any] = {}
+    if find_criterion(options.criterion).needs in ("batches", "shape"):
+        keywords["score_batches"] = score_batches(preset, data)
+    if options.rewind == "auto":
+        keywords["rewind_error"] = lambda model: 1.0 - evaluate(model, data.val)[1]
+    return keywords
 
 
 def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:

@@ -7,6 +7,7 @@ as the paper does, and each of its steps has a file of its own.
 from __future__ import annotations
 
 from lth_sparse.engine import analyses
+from lth_sparse.engine.criteria import ScoringContext
 from lth_sparse.engine.early_bird import EarlyBird
 from lth_sparse.engine.inits import initialise_
 from lth_sparse.engine.level import EarlyStop, Level
@@ -20,6 +21,7 @@ __all__ = [
     "EarlyStop",
     "Level",
     "LevelRecord",
+    "ScoringContext",
     "Search",
     "Ticket",
     "TicketResult",

@@ -176,18 +176,9 @@ def reinitialise_(
 def shuffled(masks: Mapping[str, Tensor], granularity: Granularity, generator: torch.Generator) -> Mask:
     """Masks that keep as many weights in every layer as ``masks``, at random positions.
 
-    Whole tiles of ``granularity`` change places, and only with tiles of their own size (those at an edge may be
-    smaller), so that counts stay exact and blocks stay blocks.
+    See :meth:`Granularity.shuffled` for what changes places with what.
     """
-    result: dict[str, Tensor] = {}
-    for name, mask in masks.items():
-        sizes = granularity.sizes(mask.shape)
-        tiles = granularity.pool(mask.cpu()) > 0
-        for size in sizes.unique().tolist():
-            (places,) = (sizes == size).nonzero(as_tuple=True)
-            tiles[places] = tiles[places[torch.randperm(len(places), generator=generator)]]
-        result[name] = granularity.expand(tiles, mask.shape).to(mask.device)
-    return Mask(result)
+    return Mask({name: granularity.shuffled(mask, generator) for name, mask in masks.items()})
 
 
 def _shuffled_together(masks: Mapping[str, Tensor], granularity: Granularity, generator: torch.Generator) -> Mask:
@@ -196,6 +187,9 @@ def _shuffled_together(masks: Mapping[str, Tensor], granularity: Granularity, ge
     parts = [granularity.pool(masks[name].cpu()) > 0 for name in names]
     if not parts:
         return Mask(masks)
+    if granularity.of is not None:
+        groups = granularity.shuffled_groups([masks[name] for name in names], generator)
+        return Mask({**masks, **dict(zip(names, groups, strict=True))})
     tiles = torch.cat(parts)
     sizes = torch.cat([granularity.sizes(masks[name].shape) for name in names])
     for size in sizes.unique().tolist():
@@ -217,6 +211,9 @@ def _largest(mask: Tensor, weight: Tensor, granularity: Granularity) -> Tensor:
     sizes = granularity.sizes(mask.shape)
     alive = granularity.pool(mask.cpu()) > 0
     score = granularity.pool(weight.detach().cpu().abs())
+    if granularity.of is not None:  # what "N:M" never prunes comes before all others
+        first = granularity.protected(weight.detach().cpu().abs(), torch.ones_like(mask, device="cpu"))
+        score = torch.where(first, score + score.max() + 1, score)
     kept = torch.zeros_like(alive)
     for size in sizes.unique().tolist():
         (places,) = (sizes == size).nonzero(as_tuple=True)

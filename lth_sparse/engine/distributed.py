@@ -8,8 +8,8 @@ one rank ends that rank; the others then lose their connection, or are ended by 
 
 Random states are the same on all ranks at the start of a level. So every rank draws the same permutation and takes its
 share, and a training at equal global batch is that of a single process; a loop with dropout, which is then alike on all
-ranks, may seed what it draws after that by rank. Metrics, history and seconds are those of rank 0. Callbacks and
-warnings of the engine are rank 0's alone; callbacks must therefore not call collectives.
+ranks, may seed what it draws after that by rank. Metrics, history and seconds are those of rank 0. Callbacks, criteria,
+``rewind_error`` and the engine's warnings are rank 0's alone, so none of them may use collectives.
 
 Without a process group, or with one of a single rank, everything here does nothing.
 """

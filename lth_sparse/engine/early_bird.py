@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from lth_sparse.engine.criteria import Criterion, find_criterion, score
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.scope import SCOPES, prune
-from lth_sparse.engine.selection import layer_rates, weights_of
+from lth_sparse.engine.selection import check_granularity, layer_rates, types_of, weights_of
 from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.formats import Mask
 
 __all__ = ["EarlyBird"]
+
+NEEDS = {"initial": "theta_0", "batches": "gradients", "shape": "the shape of an input"}
 
 
 class EarlyBird:
@@ -34,7 +36,8 @@ class EarlyBird:
         rate: share of the weights that the ticket will prune, all layers alike unless ``scope`` is "global".
         window: number of earlier masks that the newest is compared with.
         threshold: largest normalised Hamming distance, the share of places that differ, that counts as settled.
-        criterion, scope, granularity, prune, freeze: as for :func:`lth_sparse.find_ticket`.
+        criterion, scope, granularity, prune, freeze: as for :func:`lth_sparse.find_ticket`; criteria of the weights as
+            they are only, since there is neither theta_0 nor data here.
 
     Attributes:
         distances: for each update, the largest distance to the masks in the window; NaN before there is one.
@@ -63,6 +66,10 @@ class EarlyBird:
             raise ArgumentError(expected("scope", f"one of {', '.join(map(repr, SCOPES))}", repr(scope)))
         self._rate, self._threshold, self._scope = rate, threshold, scope
         self._criterion, self._tile = find_criterion(criterion), Granularity.parse(granularity)
+        if self._criterion.needs:
+            what = "one of the weights as they are, such as 'magnitude'"
+            got = f"{self._criterion.name!r}, which needs {NEEDS[self._criterion.needs]}"
+            raise ArgumentError(expected("criterion", what, got))
         self._prune, self._freeze = prune, freeze
         self._earlier: deque[Mask] = deque(maxlen=window)
         self.distances: list[float] = []
@@ -90,7 +97,15 @@ class EarlyBird:
 
     def _draw(self, model: nn.Module) -> Mask:
         weights = weights_of(model)
-        rates = layer_rates(weights, rate=self._rate, output_rate=self._rate, prune=self._prune, freeze=self._freeze)
+        rates = layer_rates(
+            weights,
+            rate=self._rate,
+            output_rate=self._rate,
+            prune=self._prune,
+            freeze=self._freeze,
+            types=types_of(model, weights),
+        )
+        check_granularity(model, [name for name, rate in rates.items() if rate], self._tile)
         everything = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
         scores = {
             name: score(self._criterion, name, weights[name].detach().cpu(), everything[name])

@@ -1,7 +1,8 @@
 """The search for winning tickets: iterative magnitude pruning with rewinding (Frankle & Carbin 2018, section 2).
 
     for each level k = 0 ... n:
-        prune     mask_k from the trained weights of level k - 1; level 0 keeps all
+        prune     mask_k from the trained weights of level k - 1; level 0 keeps all. (Criteria at initialisation: from
+                  theta_0 under mask_{k - 1}, whatever level k - 1 was trained to.)
         rewind    surviving weights, buffers and random states to theta_0 (or theta_k)
         train     the sparse network, with the user's own loop
         record    the ticket
@@ -23,19 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.controls import FRESH, altered, control_masks, reinitialise_
-from lth_sparse.engine.criteria import find_criterion, score
 from lth_sparse.engine.distributed import check_alike, leads, led, shared, shared_captures, warn
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
+from lth_sparse.engine.pruning import check_depth, prune_level
 from lth_sparse.engine.result import LevelRecord, TicketResult
 from lth_sparse.engine.rewinding import START, Moment, Rewind
 from lth_sparse.engine.rng import derived_seed, preserved_rng, restore_rng, seed_all
 from lth_sparse.engine.rundir import RunDirectory
-from lth_sparse.engine.scope import prune
-from lth_sparse.engine.selection import check_prunable, layer_rates, weights_of
+from lth_sparse.engine.selection import check_granularity, check_prunable, layer_rates, types_of, weights_of
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
+from lth_sparse.engine.states import aliases_of, checked_state, stored_names
 from lth_sparse.engine.strict import Strict
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
@@ -68,17 +69,22 @@ class Search(Iterator[Level]):
             rates=settings.rates,
             prune=settings.prune,
             freeze=settings.freeze,
+            types=types_of(model, weights),
         )
-        check_prunable(model, [name for name, rate in self._rates.items() if rate])
         self._tile = Granularity.parse(settings.granularity)
+        rated = [name for name, rate in self._rates.items() if rate]
+        check_granularity(model, rated, self._tile)
+        if settings.target_density is None:  # else the search ends by itself
+            shapes = {name: weight.shape for name, weight in weights.items()}
+            check_depth(shapes, self._rates, settings.depth, settings.shared, self._tile)
+        check_prunable(model, rated)
         self._rewind = Rewind.parse(settings.rewind)
-        self._criterion = find_criterion(settings.criterion)
         self._template = copy.deepcopy(model)  # the user's model is never touched again
-        self._aliases = _aliases(self._template)
+        self._aliases = aliases_of(self._template)
         self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
         self._callbacks = tuple(callbacks) if leads() else ()
         self._directory = None
-        signature = {name: [list(t.shape), str(t.dtype)] for name, t in _tensors(self._template).items()}
+        signature = {name: [list(t.shape), str(t.dtype)] for name, t in checked_state(self._template).items()}
         asked = (settings.hyperparameters(), settings.controls, settings.control_levels, settings.strict, signature)
         self._asked = repr((*asked, directory is None))
         if directory is not None:
@@ -111,8 +117,11 @@ class Search(Iterator[Level]):
                 if k == 1 and self._rewind.moment is None:
                     yield from self._find_rewind_point()
                 if not self._recall(k):
-                    masks = self._prune(k)
-                    yield from self._train(self._level(k, masks), masks)
+                    if k == 0 and not self.settings.dense_baseline:
+                        self._keep_untrained()
+                    else:
+                        masks = self._prune(k)
+                        yield from self._train(self._level(k, masks), masks)
                 if self._ends(k):
                     break
             for k, control in self.settings.control_runs(len(self._result.tickets) - 1):
@@ -134,25 +143,17 @@ class Search(Iterator[Level]):
 
     @led
     def _prune(self, k: int) -> Mask:
-        """mask_k from the trained survivors of level k - 1."""
+        """mask_k from the survivors of level k - 1."""
         if k == 0:
             return self._everything
-        before = self._result.tickets[k - 1]
-        weights = before.state_dict("trained")
-        candidates = {name: mask for name, mask in before.masks.items() if self._rates[name]}
-        scores = {name: score(self._criterion, name, weights[name], mask) for name, mask in candidates.items()}
-        pruned = prune(
-            scores,
-            before.masks,
-            self._rates,
-            k,
-            scope=self.settings.scope,
-            granularity=self._tile,
-            min_kept=self.settings.min_kept,
+        pruned = prune_level(
+            k, self._result.tickets[k - 1], self._start.tensors, self._dense, self._rates, self.settings
         )
         for name in sorted(set(pruned.floored) - self._floored):
-            kept, floor = int(pruned.masks[name].sum()), self.settings.min_kept
-            message = f"{name}: level {k} would prune it below min_kept={floor}; it keeps {kept} weights from here on"
+            mask = pruned.masks[name]
+            kept, floor = int(mask.sum()), f"min_kept={self.settings.min_kept}"
+            floor = f"granularity={self._tile.name!r}" if kept == self._tile.least(mask.shape) else floor
+            message = f"{name}: level {k} would prune it below {floor}; it keeps {kept} weights from here on"
             warn(message)
         self._floored.update(pruned.floored)
         return Mask(pruned.masks)
@@ -164,7 +165,7 @@ class Search(Iterator[Level]):
             ArgumentError: the metric was not recorded. RunError: pruning has come to an end above the target.
         """
         settings, record = self.settings, self._result.levels[k]
-        if settings.stop_below is not None:
+        if settings.stop_below is not None and (k > 0 or settings.dense_baseline):
             accuracy = record.accuracy(settings.stop_metric)
             if accuracy is None:
                 raise ArgumentError(expected("stop_metric", "one that train records", repr(settings.stop_metric)))
@@ -260,7 +261,7 @@ class Search(Iterator[Level]):
         """Hand the level out, time its training, and keep what came of it."""
         started_from = dense_state_dict(level.model)
         initial = started_from if self._rewind.keeps_start or level.control else self._start.tensors
-        initial = {name: initial[name].detach().cpu().clone() for name in _stored(started_from, self._aliases)}
+        initial = {name: initial[name].detach().cpu().clone() for name in stored_names(started_from, self._aliases)}
         del started_from
         with preserved_rng():  # a progress bar must not change what is trained
             shared(lambda: emit(self._callbacks, "on_level_start", level))
@@ -278,17 +279,31 @@ class Search(Iterator[Level]):
         notes = {"seconds": level.seconds, "layers": self._layers}
         self._keep(*shared(lambda: (self._ticket(level, masks, initial), notes)))
 
+    def _keep_untrained(self) -> None:
+        """Level 0 without training, for criteria that need none and users who want none: trained is theta_0."""
+        model, seed = self._dense(self._start.tensors), self.settings.seed
+        level = self._make_level(model, 0, self._everything, seed, rewound_to=self._start)
+        level.finish(0.0)
+        state = dense_state_dict(level.model)
+        initial = {name: state[name].detach().cpu().clone() for name in stored_names(state, self._aliases)}
+        self._keep(*shared(lambda: (self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})))
+
     # --- the parts they are made of ----------------------------------------------------------------------------------
+
+    def _dense(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        model = copy.deepcopy(self._template)
+        load_tensors(model, tensors)
+        return model
 
     def _build(self, tensors: Mapping[str, Tensor], masks: Mask) -> tuple[nn.Module, list[dict[str, Any]]]:
         """A fresh model with these weights, sparse where the masks prune, and the report of it."""
-        model = copy.deepcopy(self._template)
-        load_tensors(model, tensors)
+        model = self._dense(tensors)
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         if not pruned:
             return model, []
         settings = self.settings
-        report = sparsify_(model, pruned, layout=settings.layout, block=settings.block, break_even=settings.break_even)
+        layout = settings.layout_for(pruned)
+        report = sparsify_(model, pruned, layout=layout, block=settings.block, break_even=settings.break_even)
         fuse_relu_(model)
         if settings.feature_major:
             feature_major_(model)
@@ -362,29 +377,3 @@ class Search(Iterator[Level]):
             message = f"the run directory lacks rewind.safetensors for rewind={self._rewind.name!r}"
             raise RunError(f"{message}; delete level_00.safetensors to have level 0 trained again")
         return self._rewound
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """state_dict, checked to hold tensors only."""
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            got = f"a {type(value).__name__} at {name!r}"
-            raise ArgumentError(expected("model", "tensors only in its state_dict", got))
-    return state
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Names in the state_dict of parameters and buffers that appear in it under an earlier name."""
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    _tensors(model)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        earlier = first.setdefault(id(tensor), name)
-        if earlier != name:
-            aliases[name] = earlier
-    return aliases
-
-
-def _stored(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> list[str]:
-    return [name for name in state if name not in aliases]

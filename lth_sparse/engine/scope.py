@@ -6,22 +6,25 @@ rounding never adds up over levels, and level k keeps a subset of what level k -
 
 scope="layer": every layer by itself. scope="global": layers of the same rate are pooled and compete by score; a layer
 with a rate of its own (the output layer, by default) is a pool of its own. (Frankle & Carbin 2018, sections 2 and 4.)
+scope="erk": the same pools, whose totals are divided over their layers by :mod:`lth_sparse.engine.erk`, whatever the
+scores; within a layer the scores decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from lth_sparse.engine.erk import erk_counts
 from lth_sparse.engine.granularity import Granularity
 
-__all__ = ["SCOPES", "Pruned", "prune", "survivors"]
+__all__ = ["SCOPES", "Pruned", "pools", "prune", "survivors"]
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "erk")
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,20 @@ class Pruned:
     floored: list[str]
 
 
-def survivors(numel: int, rate: float, level: int) -> Fraction:
-    """n_k = n_0 (1 - p)^k, exactly; the rate is taken as the decimal number that it prints as."""
-    return numel * (1 - Fraction(repr(float(rate)))) ** level
+def survivors(numel: int, rate: float, level: float) -> Fraction:
+    """n_k = n_0 (1 - p)^k, exactly; the rate is taken as the decimal number that it prints as.
+
+    Between two levels, for criteria that prune in rounds, k is no whole number and n_k is as near as a float is.
+    """
+    kept = 1 - Fraction(repr(float(rate)))
+    return numel * (kept ** int(level) if level == int(level) else Fraction(float(kept) ** level))
 
 
 def prune(
     scores: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     rates: Mapping[str, float],
-    level: int,
+    level: float,
     *,
     scope: str = "layer",
     granularity: Granularity | None = None,
@@ -62,37 +69,56 @@ def prune(
         scores: per layer, shape of the weight, no NaN where the mask is True. Layers with rate 0 need none.
         masks: per layer, bool, the survivors of the level before; all True before level 1.
         rates: per layer, share of the survivors that each level prunes, in [0, 1).
-        level: 1, 2, ...
-        scope: "layer" or "global".
+        level: 1, 2, ...; 1.25 for a quarter of the way from level 1 to level 2.
+        scope: "layer", "global" or "erk".
         granularity: the tile; single weights by default.
-        min_kept: every layer keeps at least so many weights, its best; with scope="global" others are pruned instead.
+        min_kept: every layer keeps at least so many weights, its best; with "global" and "erk" others go instead.
     """
     tile = granularity or Granularity.parse("weight")
     pruned = {name: mask for name, mask in masks.items() if not rates.get(name, 0.0)}
     floored: list[str] = []
-    for names in _pools(masks, rates, scope):
-        new, held = _prune_pool(names, scores, masks, rates[names[0]], level, tile, min_kept, scope == "global")
-        pruned.update(new)
-        floored += held
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    for names in pools(shapes, rates, scope):
+        goal = survivors(sum(masks[name].numel() for name in names), rates[names[0]], level)
+        parts = [(names, goal)]
+        if scope == "erk":
+            parts, held = _erk_goals(shapes, names, goal, tile, min_kept)
+            floored += held
+        for part, its_goal in parts:
+            new, held = _prune_pool(part, scores, masks, its_goal, tile, min_kept, scope == "global")
+            pruned.update(new)
+            floored += [name for name in held if name not in floored]
     return Pruned({name: pruned[name] for name in masks}, floored)
 
 
-def _pools(masks: Mapping[str, Tensor], rates: Mapping[str, float], scope: str) -> list[list[str]]:
-    names = [name for name in masks if rates.get(name, 0.0)]
+def pools(names: Iterable[str], rates: Mapping[str, float], scope: str) -> list[list[str]]:
+    """Layers that share one total: each alone with scope="layer", else those of equal rate."""
+    rated = [name for name in names if rates.get(name, 0.0)]
     if scope == "layer":
-        return [[name] for name in names]
-    pools: dict[float, list[str]] = {}
-    for name in names:
-        pools.setdefault(rates[name], []).append(name)
-    return list(pools.values())
+        return [[name] for name in rated]
+    together: dict[float, list[str]] = {}
+    for name in rated:
+        together.setdefault(rates[name], []).append(name)
+    return list(together.values())
+
+
+def _erk_goals(
+    shapes: Mapping[str, torch.Size], names: list[str], goal: Fraction, tile: Granularity, min_kept: int
+) -> tuple[list[tuple[list[str], Fraction]], list[str]]:
+    """Each layer's own goal, and the layers whose share was below the floor."""
+    sizes = [shapes[name] for name in names]
+    total = -(-(2 * goal - 1) // 2)  # to the nearest, an exact half goes down
+    least = [min(size.numel(), max(min_kept, tile.least(size))) for size in sizes]
+    own, counts = erk_counts(sizes, total), erk_counts(sizes, total, least)
+    held = [name for name, count, floor in zip(names, own, least, strict=True) if count < floor]
+    return [([name], Fraction(count)) for name, count in zip(names, counts, strict=True)], held
 
 
 def _prune_pool(
     names: list[str],
     scores: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-    rate: float,
-    level: int,
+    goal: Fraction,
     tile: Granularity,
     min_kept: int,
     compare_means: bool,
@@ -104,19 +130,19 @@ def _prune_pool(
     layer = torch.cat([torch.full_like(index, i) for i, index in enumerate(alive)])
     if compare_means:
         score = score / size
-    goal = survivors(sum(masks[name].numel() for name in names), rate, level)
+    kept_by_tile = None
+    if tile.of is not None:
+        kept_by_tile = torch.cat([tile.protected(scores[name], masks[name].cpu())[index] for name, index in layers])
     total = int(size.sum())
-    if bool((size == size[:1]).all()):  # how many are dropped does not depend on which
-        gone = _lowest(score, _count(size, total, goal))
-    else:
-        order = torch.sort(score, stable=True).indices
-        gone = order[: _count(size[order], total, goal)]
+    gone = _gone(score, size, total, goal, kept_by_tile)
     left = torch.zeros(len(names), dtype=torch.int64).index_add_(0, layer, size).index_add_(0, layer[gone], -size[gone])
     held = (left < min_kept).nonzero()[:, 0].tolist()
     if held:
         order = torch.sort(score, stable=True).indices
-        free = order[~_protected(order, size, layer, len(names), min_kept)[order]]
-        gone = free[: _count(size[free], total, goal)]
+        protected = _protected(order, size, layer, len(names), min_kept)
+        gone = _gone(score, size, total, goal, protected if kept_by_tile is None else protected | kept_by_tile)
+    elif kept_by_tile is not None and int(left.sum()) - goal > Fraction(1, 2):
+        held = list(range(len(names)))
     kept = torch.ones(len(score), dtype=torch.bool)
     kept[gone] = False
     new: dict[str, Tensor] = {}
@@ -125,6 +151,17 @@ def _prune_pool(
         tiles[alive[i]] = kept[layer == i]
         new[name] = tile.expand(tiles, masks[name].shape).to(masks[name].device)
     return new, [names[i] for i in held]
+
+
+def _gone(score: Tensor, size: Tensor, total: int, goal: Fraction, protected: Tensor | None) -> Tensor:
+    """Positions of the tiles to drop: the lowest scores of those that are not protected."""
+    if protected is not None:
+        (free,) = (~protected).nonzero(as_tuple=True)
+        return free[_gone(score[free], size[free], total, goal, None)]
+    if bool((size == size[:1]).all()):  # how many are dropped does not depend on which
+        return _lowest(score, _count(size, total, goal))
+    order = torch.sort(score, stable=True).indices
+    return order[: _count(size[order], total, goal)]
 
 
 def _lowest(score: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lth_sparse.engine.criteria import Criterion
 from lth_sparse.engine.level import Level, checked_metrics
@@ -31,10 +31,10 @@ def find_ticket(
     output_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
     criterion: str | Criterion = "magnitude",
-    scope: str = "layer",
+    scope: str | None = None,
     granularity: str = "weight",
     rewind: str = "init",
-    one_shot: bool = False,
+    one_shot: bool | None = None,
     min_kept: int = 1,
     prune: str | Iterable[str] | None = None,
     freeze: str | Iterable[str] = (),
@@ -53,6 +53,11 @@ def find_ticket(
     target_density: float | None = None,
     stop_below: float | None = None,
     stop_metric: str = "test_acc",
+    score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    score_loss: Callable[[Any, Any], Tensor] | None = None,
+    score_shape: tuple[int, ...] | None = None,
+    score_rounds: int | None = None,
+    dense_baseline: bool = True,
 ) -> TicketResult:
     """Search for winning tickets by iterative pruning: train, prune, rewind, and again.
 
@@ -69,18 +74,24 @@ def find_ticket(
             before is the sparsest that is good enough.
         rate: share of the surviving weights that each level prunes in each layer.
         output_rate: the same for the last layer; half of ``rate`` by default.
-        rates: ``{name or glob: rate}`` for layers with a rate of their own, see
+        rates: ``{name, glob or type: rate}`` for layers with a rate of their own, such as ``{"Conv2d": 0.1}``, see
             :func:`lth_sparse.engine.selection.layer_rates` for which wins.
-        criterion: "magnitude", or ``criterion(name, weight) -> scores``, the smallest of which are pruned.
-        scope: "layer", or "global": layers of equal rate compete.
-        granularity: "weight", "row" or "block:RxC".
+        criterion: what the smallest of are pruned: "magnitude" or another name of
+            :data:`lth_sparse.engine.criteria.CRITERIA`, ``criterion(name, weight) -> scores``, or
+            ``criterion(context) -> scores`` with a :class:`lth_sparse.engine.ScoringContext`. "snip", "grasp" and
+            "synflow" prune the untrained network, by default with one_shot, scope="global" and output_rate=rate as
+            their papers do; training level 0 is then only for comparison.
+        scope: "layer", "global": layers of equal rate compete, or "erk": they share their total by Erdos-Renyi-Kernel
+            densities, see :mod:`lth_sparse.engine.erk`.
+        granularity: "weight", "row", "block:RxC", "vector:Rx1", "column", "filter", "channel", "kernel" or "N:M", see
+            :mod:`lth_sparse.engine.granularity`.
         rewind: "init", a step such as "500it" or epochs such as "3ep" (attach the optimiser, see
             :meth:`Level.attach`), "auto", "continue", "lr" or "finetune", see :mod:`lth_sparse.engine.rewinding`.
         rewind_error: ``rewind_error(model)`` -> share of wrong answers, from which rewind="auto" takes the barriers
             between copies; rewind_steps: the steps that it chooses from.
         one_shot: prune once; ``rate`` is then the final rate.
         min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.
-        prune, freeze: names or globs of the only weights to prune, or of weights never to prune.
+        prune, freeze: names, globs or types of the only weights to prune, or of weights never to prune.
         controls: any of "reinit" and "shuffled", trained after the levels; control_levels: at which (the last).
         layout: of the sparse layers, see :func:`lth_sparse.sparsify_`.
         directory: run directory. A search that was killed goes on from it when called again, and ends with the same
@@ -92,6 +103,14 @@ def find_ticket(
         break_even: densities up to which ``layout="auto"`` makes layers sparse, see :func:`lth_sparse.sparsify_`.
         strict: check while running what must hold in every search, see :mod:`lth_sparse.engine.strict`; costs time.
         feature_major: train sparse networks with feature-major activations, see :func:`lth_sparse.nn.feature_major_`.
+        score_batches: for criteria with gradients: an iterable of ``(inputs, targets)`` that can be iterated again and
+            again (a list, a DataLoader), or a callable that returns one. Global random states are the same at the start
+            of every pass, so a DataLoader may shuffle.
+        score_loss: ``score_loss(outputs, targets)`` -> mean loss of a batch; cross entropy by default.
+        score_shape: shape of one input without the batch, for "synflow"; taken from ``score_batches`` when those are
+            given.
+        score_rounds: prune each level in so many rounds and score anew in each; 1, for "synflow" 100 over all levels.
+        dense_baseline: False leaves level 0 untrained, for criteria at initialisation, which do not need it.
 
     Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`. Under torchrun, with
     a process group, call this on every rank and wrap ``level.model`` in DistributedDataParallel; what is then done
@@ -134,6 +153,11 @@ def find_ticket(
         target_density=target_density,
         stop_below=stop_below,
         stop_metric=stop_metric,
+        score_batches=score_batches,
+        score_loss=score_loss,
+        score_shape=score_shape,
+        score_rounds=score_rounds,
+        dense_baseline=dense_baseline,
     )
     search = Search(model, settings, directory, callbacks)
     with preserved_rng(), contextlib.closing(search):

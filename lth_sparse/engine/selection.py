@@ -1,4 +1,4 @@
-"""Which weights of a model can be pruned, and at which rate: names, globs, the output layer, frozen layers.
+"""Which weights of a model can be pruned, and at which rate: names, globs, types, the output layer, frozen layers.
 
 The weights are those of nn.Linear, nn.Conv1d and nn.Conv2d, which have sparse forms; biases and normalisation are never
 pruned. The output layer is the last of these layers in the order of ``model.named_modules()``.
@@ -17,10 +17,11 @@ from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from lth_sparse.engine.granularity import Granularity
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.nn import SparseModule, sparsify_
 
-__all__ = ["check_prunable", "layer_rates", "matching", "weights_of"]
+__all__ = ["check_granularity", "check_prunable", "layer_rates", "matching", "types_of", "weights_of"]
 
 #: The layers that have a sparse form. A subclass may compute something else, so it does not count.
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -63,8 +64,23 @@ def weights_of(model: nn.Module) -> dict[str, Parameter]:
     return found
 
 
-def matching(patterns: str | Iterable[str], names: Iterable[str], argument: str) -> set[str]:
-    """Parameter names that any pattern matches: the name, its module's name, or a glob over either.
+def types_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Parameter name -> the type of the layer it belongs to: "Linear", "Conv1d" or "Conv2d"."""
+    return {name: type_before_parametrizations(model.get_submodule(_module(name))).__name__ for name in names}
+
+
+def matching(
+    patterns: str | Iterable[str], names: Iterable[str], argument: str, types: Mapping[str, str] | None = None
+) -> set[str]:
+    """Parameter names that any pattern matches: the name, its module's name, a glob over either, or the layer's type.
+
+    A pattern that matches a name is none of a type.
+
+    Args:
+        patterns: such as "fc1", "conv*" or "Conv2d".
+        names: to choose from.
+        argument: for the message.
+        types: name -> type, see :func:`types_of`; without them types are not known.
 
     Raises:
         ArgumentError: a pattern that matches nothing; the message suggests a name.
@@ -72,17 +88,19 @@ def matching(patterns: str | Iterable[str], names: Iterable[str], argument: str)
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(listed, Iterable):
-        raise ArgumentTypeError(expected(argument, "names or globs of weights", listed))
+        raise ArgumentTypeError(expected(argument, "names or globs of weights, or types of layers", listed))
     names = list(names)
     found: set[str] = set()
     for pattern in listed:
         if not isinstance(pattern, str):
-            raise ArgumentTypeError(expected(argument, "names or globs as strings", pattern))
-        hits = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(_module(name), pattern)}
+            raise ArgumentTypeError(expected(argument, "names, globs or types as strings", pattern))
+        hits = _named(pattern, names) or _typed(pattern, types)
         if not hits:
-            close = difflib.get_close_matches(pattern, [*names, *map(_module, names)], 1)
+            kinds = sorted(set((types or {}).values()))
+            close = difflib.get_close_matches(pattern, [*names, *map(_module, names), *kinds], 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ArgumentError(expected(argument, f"names or globs among {', '.join(names)}", repr(pattern)) + hint)
+            what = f"names or globs among {', '.join(names)}" + (f", or a type: {', '.join(kinds)}" if kinds else "")
+            raise ArgumentError(expected(argument, what, repr(pattern)) + hint)
         found |= hits
     return found
 
@@ -95,12 +113,13 @@ def layer_rates(
     rates: Mapping[str, float] | None = None,
     prune: str | Iterable[str] | None = None,
     freeze: str | Iterable[str] = (),
+    types: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Share of its survivors that each layer loses per level; 0 for a layer that is never pruned.
 
     The most specific word wins: ``freeze`` and ``prune``; an exact name in ``rates``; ``output_rate``, for the last
-    layer; a glob in ``rates``, the last that matches; half of ``rate`` for the last layer; ``rate``. (Frankle & Carbin
-    2018, figure 2: the output layer is pruned at half the rate of the others.)
+    layer; a glob in ``rates``, the last that matches; a type in ``rates``, such as "Conv2d"; half of ``rate`` for the
+    last layer; ``rate``. (Frankle & Carbin 2018, figure 2: the output layer is pruned at half the rate of the others.)
 
     Raises:
         ArgumentError, ArgumentTypeError: a pattern that matches nothing, or nothing left to prune.
@@ -108,21 +127,38 @@ def layer_rates(
     names = list(names)
     result = dict.fromkeys(names, rate)
     result[names[-1]] = rate / 2
+    globs: dict[str, float] = {}
     exact: dict[str, float] = {}
     for pattern, value in (rates or {}).items():
-        hits = matching([pattern], names, "rates")
-        result.update(dict.fromkeys(hits, value))
+        hits = dict.fromkeys(matching([pattern], names, "rates", types), value)
+        if not _named(pattern, names):
+            result.update(hits)
+        globs.update({name: value for name in hits if _named(pattern, [name])})
         exact.update({name: value for name in hits if pattern in (name, _module(name))})
+    result.update(globs)
     if output_rate is not None:
         result[names[-1]] = output_rate
     result.update(exact)
-    frozen = matching(freeze, names, "freeze")
+    frozen = matching(freeze, names, "freeze", types)
     if prune is not None:
-        frozen |= set(names) - matching(prune, names, "prune")
+        frozen |= set(names) - matching(prune, names, "prune", types)
     result.update(dict.fromkeys(frozen, 0.0))
     if not any(result.values()):
         raise ArgumentError(expected("rate", "a rate above 0 for at least one layer", "nothing to prune"))
     return result
+
+
+def check_granularity(model: nn.Module, names: Iterable[str], granularity: Granularity) -> None:
+    """Refuse a granularity that does not apply to one of the layers to prune.
+
+    Raises:
+        ArgumentError: the message names the layer, and how to leave it out.
+    """
+    for name in names:
+        why = granularity.refusal(model.get_submodule(_module(name)))
+        if why is not None:
+            what = f"one that applies to {name} (freeze=... or a rate of 0 leaves it out)"
+            raise ArgumentError(expected("granularity", what, f"{granularity.name!r}, but {why}"))
 
 
 def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
@@ -141,3 +177,11 @@ def check_prunable(model: nn.Module, names: Iterable[str]) -> None:
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _named(pattern: str, names: Iterable[str]) -> set[str]:
+    return {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(_module(name), pattern)}
+
+
+def _typed(pattern: str, types: Mapping[str, str] | None) -> set[str]:
+    return {name for name, kind in (types or {}).items() if kind == pattern}

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lth_sparse.engine.controls import CONTROLS
-from lth_sparse.engine.criteria import Criterion, criterion_name, find_criterion
+from lth_sparse.engine.criteria import Criterion, NamedCriterion, ScoreData, criterion_name, find_criterion
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.rewinding import Rewind
 from lth_sparse.engine.scope import SCOPES
@@ -38,10 +38,10 @@ class Settings:
     output_rate: float | None = None
     rates: Mapping[str, float] | None = None
     criterion: str | Criterion = "magnitude"
-    scope: str = "layer"
+    scope: str | None = None
     granularity: str = "weight"
     rewind: str = "init"
-    one_shot: bool = False
+    one_shot: bool | None = None
     min_kept: int = 1
     prune: str | Iterable[str] | None = None
     freeze: str | Iterable[str] = ()
@@ -58,8 +58,14 @@ class Settings:
     target_density: float | None = None
     stop_below: float | None = None
     stop_metric: str = "test_acc"
+    score_batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
+    score_loss: Callable[[Any, Any], Tensor] | None = None
+    score_shape: tuple[int, ...] | None = None
+    score_rounds: int | None = None
+    dense_baseline: bool = True
 
     def __post_init__(self) -> None:
+        self._fill_in(find_criterion(self.criterion))
         if not isinstance(self.one_shot, bool):
             raise ArgumentTypeError(expected("one_shot", "True or False", self.one_shot))
         if self.levels is None:
@@ -75,9 +81,8 @@ class Settings:
         if self.output_rate is not None:
             self._set("output_rate", _rate("output_rate", self.output_rate))
         if not isinstance(self.rates, (Mapping, type(None))):
-            raise ArgumentTypeError(expected("rates", "a dict {name or glob: rate}", self.rates))
+            raise ArgumentTypeError(expected("rates", "a dict {name, glob or type: rate}", self.rates))
         self._set("rates", {key: _rate(f"rates[{key!r}]", value) for key, value in (self.rates or {}).items()})
-        find_criterion(self.criterion)
         Granularity.parse(self.granularity)
         self._check_rewind()
         _one_of("scope", self.scope, SCOPES)
@@ -85,6 +90,9 @@ class Settings:
         if self.layout == "bsr" and self.block is None:
             what = "'auto', 'csr' or 'dense', or granularity='block:RxC' with 'bsr'"
             raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
+        if self.layout == "2:4" and self.granularity != "2:4":
+            what = "'auto', 'csr' or 'dense', or granularity='2:4' with '2:4'"
+            raise ArgumentError(expected("layout", what, f"'2:4' with granularity={self.granularity!r}"))
         if self.break_even is not None:
             self._set("break_even", check_break_even(self.break_even))
         for name in ("feature_major", "strict"):
@@ -93,11 +101,38 @@ class Settings:
         self._set("prune", None if self.prune is None else _strings("prune", self.prune))
         self._set("freeze", _strings("freeze", self.freeze))
         self._check_controls()
+        self._check_scoring(find_criterion(self.criterion))
+
+    @property
+    def shared(self) -> str:
+        """The scope, "layer", "global" or "erk"."""
+        assert self.scope is not None  # __post_init__ has filled it in
+        return self.scope
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of scoring in each level: those of the criterion are divided over the levels."""
+        if self.score_rounds is not None:
+            return self.score_rounds
+        return -(-find_criterion(self.criterion).rounds // max(1, self.depth))
+
+    @property
+    def score_data(self) -> ScoreData:
+        """What criteria with a need for data are given."""
+        loss = {} if self.score_loss is None else {"loss": self.score_loss}
+        return ScoreData(self.score_batches, shape=self.score_shape, **loss)
 
     @property
     def block(self) -> tuple[int, int] | None:
         """The block in which sparse layers may be stored: that of the granularity."""
         return Granularity.parse(self.granularity).block if self.layout in ("auto", "bsr") else None
+
+    def layout_for(self, masks: Mapping[str, Tensor]) -> str:
+        """The layout of a level: that asked for, but dense where single weights on the way to 2:4 are not there yet."""
+        if self.layout != "2:4":
+            return self.layout
+        most = [int(mask.reshape(-1, 4).sum(1).max()) for mask in masks.values() if mask.numel()]
+        return "2:4" if max(most, default=0) <= 2 else "dense"
 
     @property
     def depth(self) -> int:
@@ -114,6 +149,12 @@ class Settings:
         later |= {"target_density": self.target_density} if self.target_density is not None else {}
         if self.stop_below is not None:
             later |= {"stop_below": self.stop_below, "stop_metric": self.stop_metric}
+        later |= {} if self.dense_baseline else {"dense_baseline": False}
+        later |= {"score_rounds": self.rounds} if self.rounds > 1 else {}
+        for name in ("score_batches", "score_loss"):
+            value = getattr(self, name)
+            later |= {} if value is None else {name: criterion_name(value)}
+        later |= {"score_shape": list(self.score_shape)} if self.score_shape is not None else {}
         return {
             **later,
             "levels": self.levels,
@@ -172,6 +213,37 @@ class Settings:
         for step in steps:
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
                 raise ArgumentError(expected("rewind_steps", "steps as int, none below 0", step))
+
+    def _fill_in(self, criterion: NamedCriterion) -> None:
+        """What was not given: as Frankle & Carbin have it, or as the papers of the criteria at initialisation do."""
+        if self.scope is None:
+            self._set("scope", "global" if criterion.at_init else "layer")
+        if self.one_shot is None:
+            endless = self.levels is None and self.target_density is not None
+            self._set("one_shot", criterion.at_init and self.levels in (None, 1) and not endless)
+        if self.output_rate is None and criterion.at_init and not self.rates:
+            self._set("output_rate", self.rate)
+
+    def _check_scoring(self, criterion: NamedCriterion) -> None:
+        data = self.score_data  # checks all three
+        given = f"with criterion={criterion.name!r}"
+        if criterion.needs == "batches" and data.batches is None:
+            what = f"an iterable of (inputs, targets), or a callable that returns one, {given}"
+            raise ArgumentError(expected("score_batches", what, "None"))
+        if criterion.needs == "shape" and data.batches is None and data.shape is None:
+            what = f"the shape of one input, such as (1, 28, 28), or score_batches to take it from, {given}"
+            raise ArgumentError(expected("score_shape", what, "None"))
+        self._set("score_shape", data.shape)
+        if self.score_rounds is not None:
+            self._int("score_rounds", 1)
+        if not isinstance(self.dense_baseline, bool):
+            raise ArgumentTypeError(expected("dense_baseline", "True or False", self.dense_baseline))
+        if criterion.at_init and self.rewind != "init":
+            what = f"'init' {given}, which prunes before any training"
+            raise ArgumentError(expected("rewind", what, repr(self.rewind)))
+        if not (self.dense_baseline or criterion.at_init):
+            what = f"True {given}, which prunes the trained dense network"
+            raise ArgumentError(expected("dense_baseline", what, "False"))
 
     def _check_controls(self) -> None:
         controls = _strings("controls", self.controls)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats.layout import Layout, check_mask, compressed, matrix_view, transpose_compressed
+from lth_sparse.formats.work import work_lists
 
 __all__ = ["BSR"]
 
@@ -31,6 +32,8 @@ class BSR(Layout):
         ccol_indices, row_indices, perm: the transposed index, as in CSR, over blocks.
         value_mask: ``[nblocks, r, c]`` bool; False where an entry of a stored block is not a live weight: outside the
             matrix, or pruned inside a block kept for another weight (``cover="zeros"``). Empty when all are live.
+        row_work, row_splits: the block rows in pieces for GPU programs (:func:`lth_sparse.formats.work.work_lists`).
+        column_work, column_splits: the block columns likewise, over the transposed index.
         block: ``(r, c)``.
     """
 
@@ -42,6 +45,10 @@ class BSR(Layout):
         "row_indices",
         "perm",
         "value_mask",
+        "row_work",
+        "row_splits",
+        "column_work",
+        "column_splits",
     )
     KEY_NAMES: ClassVar[tuple[str, ...]] = ("crow_indices", "col_indices", "value_mask")
 
@@ -51,6 +58,10 @@ class BSR(Layout):
     row_indices: Tensor
     perm: Tensor
     value_mask: Tensor
+    row_work: Tensor
+    row_splits: Tensor
+    column_work: Tensor
+    column_splits: Tensor
     block: tuple[int, int] = field(kw_only=True)
     live: int = field(kw_only=True)
 
@@ -87,17 +98,14 @@ class BSR(Layout):
         live = int(value_mask.sum())
         if live == value_mask.numel():
             value_mask = value_mask.new_empty(0)
-        index = (crow, col, *transpose_compressed(crow, col, occupied.shape[1]), value_mask)
-        return cls(tuple(mask.shape), *index, block=(r, c), live=live)
+        ccol, row, perm = transpose_compressed(crow, col, occupied.shape[1])
+        work = (*work_lists(crow, c), *work_lists(ccol, r))
+        return cls(tuple(mask.shape), crow, col, ccol, row, perm, value_mask, *work, block=(r, c), live=live)
 
     def with_index(self, index: tuple[Tensor, ...]) -> BSR:
-        live = int(index[-1].sum()) if index[-1].numel() else index[1].shape[0] * self.block[0] * self.block[1]
+        flags = index[self.INDEX_NAMES.index("value_mask")]
+        live = int(flags.sum()) if flags.numel() else index[1].shape[0] * self.block[0] * self.block[1]
         return BSR(self.shape, *index, block=self.block, live=live)
-
-    def to(self, device: torch.device | str) -> BSR:
-        if self.device == torch.device(device):
-            return self
-        return BSR(self.shape, *(tensor.to(device) for tensor in self.index), block=self.block, live=self.live)
 
     @property
     def nnz(self) -> int:
@@ -156,6 +164,12 @@ class BSR(Layout):
             self._check_index(name, right.numel(), 0, 2**31 - 1)
             if not torch.equal(getattr(self, name), right):
                 raise ArgumentError(expected(name, "the transpose of crow_indices and col_indices", "another matrix"))
+        work = (*work_lists(self.crow_indices, c), *work_lists(self.ccol_indices, r))
+        for name, right in zip(self.INDEX_NAMES[-len(work) :], work, strict=True):
+            tensor: Tensor = getattr(self, name)
+            if tensor.dtype != torch.int32 or not torch.equal(tensor, right):
+                got = f"{tensor.dtype} {list(tensor.shape)} of other contents"
+                raise ArgumentError(expected(name, f"the int32 {list(right.shape)} of work_lists", got))
         inside = _to_blocks(torch.ones(self.rows, self.cols, dtype=torch.bool, device=self.device), self.block)
         if self.value_mask.numel() == 0:
             live, right_live = inside[rows, cols].new_ones(self.values_shape), nblocks * r * c

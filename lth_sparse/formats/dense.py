@@ -60,7 +60,13 @@ class Dense(Layout):
 
     def gather(self, dense: Tensor) -> Tensor:
         self.check_dense(dense)
-        return dense.reshape(-1) if self.live == self.numel else dense[self.mask()]
+        flat = dense.reshape(-1)
+        return flat if self.live == self.numel else flat.index_select(0, self.flat_positions())
+
+    def flat_positions(self) -> Tensor:
+        """``[live]`` int64 positions of the live weights in the flattened dense tensor, ascending."""
+        flat = _unpack(self.bits, self.numel)
+        return flat.nonzero().view(-1) if flat.device.type == "cpu" else _static_nonzero(flat, self.live)
 
     def scatter(self, values: Tensor) -> Tensor:
         self.check_values(values)
@@ -86,6 +92,14 @@ class Dense(Layout):
             raise ArgumentError(expected("rank", "the running count of set bits", "other numbers"))
         if self.live != int(flat.sum()):
             raise ArgumentError(expected("live", f"{int(flat.sum())}, the number of set bits", self.live))
+
+
+def _static_nonzero(flat: Tensor, live: int) -> Tensor:
+    """Positions of the ``live`` True entries of a bool vector, without waiting for a device to count them."""
+    # A scatter in which all False entries share one place too many. masked_fill, as `where` would copy a scalar over.
+    place = (flat.cumsum(0) - 1).masked_fill_(~flat, live)
+    positions = place.new_zeros(live + 1)
+    return positions.scatter_(0, place, torch.arange(flat.numel(), device=flat.device))[:live]
 
 
 def _pack(flat: Tensor) -> Tensor:

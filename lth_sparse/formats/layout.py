@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -76,10 +76,19 @@ class Layout(ABC):
         return self.index[0].device
 
     def to(self: Self, device: torch.device | str) -> Self:
-        """The same layout with its index tensors on ``device``."""
-        if self.device == torch.device(device):
+        """The same layout with its index tensors on ``device``; itself where they are there.
+
+        16-bit indices are for the CPU alone (:meth:`CSR.narrow`): elsewhere they are widened to int32.
+        """
+        on_cpu = torch.device(device).type == "cpu"
+        index = [tensor.to(device) for tensor in self.index]
+        if not on_cpu:  # widened where it arrives: half the bytes to copy
+            index = [tensor.to(torch.int32) if tensor.dtype == torch.uint16 else tensor for tensor in index]
+        # Compared tensor by tensor: only torch knows whether "cuda" is the device that they are on.
+        if all(new is old for new, old in zip(index, self.index, strict=True)):
             return self
-        return self.with_index(tuple(tensor.to(device) for tensor in self.index))
+        named: dict[str, Any] = dict(zip(self.INDEX_NAMES, index, strict=True))
+        return replace(self, **named)
 
     @property
     @abstractmethod

@@ -9,29 +9,35 @@ from __future__ import annotations
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.feature_major import feature_major_
-from lth_sparse.nn.fused import fuse_relu_
+from lth_sparse.nn.fused import fuse_activations_, fuse_relu_
 from lth_sparse.nn.layers import SparseConv1d, SparseConv2d, SparseLinear
 from lth_sparse.nn.masks import find_masks, masks_of, sparse_modules
 from lth_sparse.nn.plan_table import LayerPlan, PlanTable
 from lth_sparse.nn.planning import plan
 from lth_sparse.nn.report import LayerReport, SparsifyReport
+from lth_sparse.nn.stack import LinearStack, SparseLinearStack
+from lth_sparse.nn.tuning import tune
 
 __all__ = [
     "LayerPlan",
     "LayerReport",
+    "LinearStack",
     "PlanTable",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
+    "SparseLinearStack",
     "SparseModule",
     "SparsifyReport",
     "dense_state_dict",
     "densify_",
     "feature_major_",
     "find_masks",
+    "fuse_activations_",
     "fuse_relu_",
     "masks_of",
     "plan",
     "sparse_modules",
     "sparsify_",
+    "tune",
 ]

@@ -41,8 +41,8 @@ class SparseModule(nn.Module):
     Attributes:
         values: Parameter ``[nnz]`` (CSR, dense), ``[nblocks, r, c]`` (BSR) or ``[rows, cols / 2]`` (2:4).
         bias: Parameter ``[out]`` or None. A bias is never pruned.
-        activation: ``"relu"`` when the layer computes the ReLU behind it as well, see
-            :func:`lth_sparse.nn.fuse_relu_`; else None. Its dense form is without.
+        activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"`` when the layer computes the activation behind
+            it as well, see :func:`lth_sparse.nn.fuse_activations_`; else None. Its dense form is without.
 
     The state_dict holds ``values``, ``bias`` and the index tensors that identify the mask. ``load_state_dict`` takes
     that when the mask is the same, or a dense one (``weight``, ``bias``), of which it reads the weights that this
@@ -198,12 +198,13 @@ class SparseModule(nn.Module):
     def _move_index(self) -> None:
         """Bring the index tensors to the device of the values."""
         device = self.values.device
-        for name in self._layout.INDEX_NAMES:
-            tensor = self._buffers[name]
-            if tensor is not None and tensor.device != device:
-                if tensor.is_meta:
-                    raise ArgumentError("module: expected one with data, but its mask was lost on the meta device")
-                self._buffers[name] = tensor.to(device)
+        tensors = [self._buffers[name] for name in self._layout.INDEX_NAMES]
+        if all(tensor is None or tensor.device == device for tensor in tensors):
+            return
+        if any(tensor is not None and tensor.is_meta for tensor in tensors):
+            raise ArgumentError("module: expected one with data, but its mask was lost on the meta device")
+        layout = as_stored(self.layout.to(device))
+        self._buffers.update({name: getattr(layout, name) for name in layout.INDEX_NAMES})
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         made = DENSE_STATE.get()
@@ -263,9 +264,13 @@ class SparseModule(nn.Module):
 
 
 def build_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None, cover: str | None = None) -> Layout:
-    """Layout of ``mask`` as a layer stores it: on the CPU with 16-bit indices where they fit, as kernels like best."""
-    layout = make_layout(kind, mask, block=block, cover=cover)
-    return layout.narrow() if isinstance(layout, CSR) and mask.device.type == "cpu" else layout
+    """Layout of ``mask`` as a layer stores it."""
+    return as_stored(make_layout(kind, mask, block=block, cover=cover))
+
+
+def as_stored(layout: Layout) -> Layout:
+    """On the CPU with 16-bit indices where they fit, as kernels like best; elsewhere they are 32 bits wide."""
+    return layout.narrow() if isinstance(layout, CSR) and layout.device.type == "cpu" else layout
 
 
 def check_weight_mask(mask: Tensor, shape: tuple[int, ...], argument: str) -> Tensor:

@@ -25,6 +25,7 @@ from lth_sparse.nn.report import LayerReport, SparsifyReport
 from lth_sparse.nn.sample import conv_options, layer_inputs
 from lth_sparse.nn.tree import ModuleTree, check_root
 from lth_sparse.ops import backend_of, plan
+from lth_sparse.ops.backend import is_pointwise
 
 __all__ = ["check_break_even", "dense_state_dict", "densify_", "sparsify_"]
 
@@ -257,6 +258,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
     layout, values = module.layout, module.values
     name, *others = [tree.names[id(old)] for old in request.modules]
     tied = f"tied with {', '.join(others)}" if others else ""
+    pointwise = is_pointwise(layout.shape, getattr(module, "groups", 1))
     return LayerReport(
         name=name,
         kind=module.dense_class.__name__,
@@ -265,7 +267,14 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
-        backend=backend_of(layout.kind, values.device, values.dtype, len(layout.shape), shape=layout.shape),
+        backend=backend_of(
+            layout.kind,
+            values.device,
+            values.dtype,
+            len(layout.shape),
+            shape=layout.shape,
+            pointwise=pointwise,
+        ),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,
         speedup_forward=choice.speedup_forward,

@@ -118,7 +118,8 @@ class _Layer:
         bias = module._parameters["bias"]
         self.bias = None if bias is None else bias.detach()
         self.conv = conv_options(module)
-        self.kinds = choices.fast_kinds(("csr", *(["bsr"] if block else [])), self.weight)
+        groups = (self.conv or {}).get("groups", 1)
+        self.kinds = choices.fast_kinds(("csr", *(["bsr"] if block else [])), self.weight, False, groups)
         self.cache = PlanCache.of(self.weight.device)
         #: (kind, density) -> (times, dense torch's beside them)
         self.found: dict[tuple[str, float], tuple[Timing, Timing]] = {}

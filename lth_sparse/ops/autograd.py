@@ -4,6 +4,9 @@
 likewise. Index tensors travel as one tuple: they need no gradient, and autograd would wrap each of them. A
 backward that is itself being differentiated (``create_graph=True``) runs the reference, which torch can differentiate
 to any order.
+
+ReLU is part of an operator and of its gradient. The other activations are torch's own function behind the operator
+when a gradient is wanted, so that theirs is torch's too; else the operator applies them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ from lth_sparse.ops import reference, schemas
 from lth_sparse.ops.library import is_plain
 from lth_sparse.ops.schemas import OPS
 
-__all__ = ["conv2d", "expand", "linear"]
+__all__ = ["conv2d", "expand", "linear", "linear_bitmap", "wants_gradients"]
+
+
+#: Activations whose gradient is the operators' own.
+DIFFERENTIATED = ("none", "relu")
 
 
 class _Linear(torch.autograd.Function):
@@ -32,13 +39,16 @@ class _Linear(torch.autograd.Function):
         kind: str,
         shape: tuple[int, ...],
         index: Sequence[Tensor],
-        relu: bool,
+        activation: str,
         plain: bool,
     ) -> Tensor:
         ctx.kind, ctx.shape, ctx.index = kind, shape, index
         op = OPS[kind].linear
-        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, relu)
-        ctx.save_for_backward(x, values, *(y,) * relu)
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, activation)
+        if activation == "relu":
+            ctx.save_for_backward(x, values, y)
+        else:
+            ctx.save_for_backward(x, values)
         return y
 
     @staticmethod
@@ -71,13 +81,16 @@ class _Conv2d(torch.autograd.Function):
         dilation: Sequence[int],
         groups: int,
         index: Sequence[Tensor],
-        relu: bool,
+        activation: str,
         plain: bool,
     ) -> Tensor:
         ctx.kind, ctx.shape, ctx.index, ctx.conv = kind, shape, index, (stride, padding, dilation, groups)
         op = OPS[kind].conv2d
-        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv, relu)
-        ctx.save_for_backward(x, values, *(y,) * relu)
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv, activation)
+        if activation == "relu":
+            ctx.save_for_backward(x, values, y)
+        else:
+            ctx.save_for_backward(x, values)
         return y
 
     @staticmethod
@@ -146,6 +159,13 @@ def _unwrap(found: Sequence[Tensor | None], wanted: Sequence[bool], others: int)
     return (dx if to_x else None, dvalues if to_values else None, dbias if to_bias else None, *(None,) * others)
 
 
+def wants_gradients(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    """True when a call with these is one that autograd records."""
+    return torch.is_grad_enabled() and (
+        values.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
 def linear(
     x: Tensor,
     values: Tensor,
@@ -153,15 +173,32 @@ def linear(
     kind: str,
     shape: tuple[int, ...],
     index: Sequence[Tensor],
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     """Differentiable sparse linear over ``x`` ``[batch, cols]`` by the operators of one layout kind. Checks nothing."""
     plain = is_plain(x)
     if torch.is_grad_enabled():
-        return (_apply_linear if plain else _Linear.apply)(x, values, bias, kind, shape, index, relu, plain)
+        apply = _apply_linear if plain else _Linear.apply
+        if activation in DIFFERENTIATED or not wants_gradients(x, values, bias):
+            return apply(x, values, bias, kind, shape, index, activation, plain)
+        return reference.activate(apply(x, values, bias, kind, shape, index, "none", plain), activation)
     op = OPS[kind].linear
-    result: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, relu)
+    result: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, activation)
     return result
+
+
+def linear_bitmap(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    shape: tuple[int, ...],
+    index: Sequence[Tensor],
+    activation: str = "none",
+) -> Tensor:
+    """Linear over ``x`` ``[batch, cols]`` from the dense layout's index, not differentiable. Checks nothing."""
+    op = schemas.linear_bitmap
+    y: Tensor = (op.direct if is_plain(x) else op)(x, values, bias, index, shape, activation)
+    return y
 
 
 def expand(values: Tensor, index: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -182,13 +219,15 @@ def conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     """Differentiable sparse conv2d over ``x`` ``[N, C, H, W]``, zero padding. Checks nothing."""
     plain = is_plain(x)
     if torch.is_grad_enabled():
-        apply = _apply_conv2d if plain else _Conv2d.apply
-        return apply(x, values, bias, kind, shape, stride, padding, dilation, groups, index, relu, plain)
-    op = OPS[kind].conv2d
-    y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, stride, padding, dilation, groups, relu)
+        apply, tail = _apply_conv2d if plain else _Conv2d.apply, (stride, padding, dilation, groups, index)
+        if activation in DIFFERENTIATED or not wants_gradients(x, values, bias):
+            return apply(x, values, bias, kind, shape, *tail, activation, plain)
+        return reference.activate(apply(x, values, bias, kind, shape, *tail, "none", plain), activation)
+    op = OPS[kind].conv2d.direct if plain else OPS[kind].conv2d
+    y: Tensor = op(x, values, bias, index, shape, stride, padding, dilation, groups, activation)
     return y

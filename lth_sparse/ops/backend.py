@@ -21,11 +21,14 @@ from lth_sparse.ops.sparse_cores import runs_semi
 
 __all__ = [
     "FORWARD_DTYPES",
+    "FUSED",
     "HAS_TRITON",
     "KERNEL_DTYPES",
     "TRITON_DTYPES",
     "backend_of",
     "forced_reference",
+    "has_bitmap_kernel",
+    "is_pointwise",
     "kernel_or_reference",
     "use_backend",
 ]
@@ -36,6 +39,9 @@ ENVIRONMENT = "LTH_SPARSE_BACKEND"
 #: Codes by which the extension knows a dtype: those of the gradients, and those of the forward pass.
 KERNEL_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
 FORWARD_DTYPES: dict[torch.dtype, int] = {**KERNEL_DTYPES, torch.bfloat16: 2}
+
+#: Activations that the kernels of the extension apply before they store a result.
+FUSED = ("none", "relu")
 
 #: Dtypes of the Triton kernels.
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -75,31 +81,53 @@ def use_backend(name: str) -> Iterator[None]:
         _current = before
 
 
+def is_pointwise(shape: Sequence[int], groups: int = 1) -> bool:
+    """Whether a weight of this shape is that of a 1x1 convolution without groups, a linear layer over pixels."""
+    return groups == 1 and len(shape) > 2 and all(size == 1 for size in shape[2:])
+
+
+#: Rows of x up to which the dense layout multiplies straight from its bitmap, where there is the kernel.
+BITMAP_TOKENS = 16
+
+
+def has_bitmap_kernel(device_type: str, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether a linear layer in the dense layout runs ``tokens`` rows, without gradients, from its bitmap."""
+    fits = device_type == "cuda" and tokens <= BITMAP_TOKENS and dtype in TRITON_DTYPES
+    return fits and HAS_TRITON and not forced_reference()
+
+
 def backend_of(
     kind: str,
     device: torch.device | str,
     dtype: torch.dtype,
     dims: int = 2,
     gradients: bool = False,
+    *,
     shape: Sequence[int] | None = None,
+    pointwise: bool = False,
+    tokens: int | None = None,
 ) -> str:
     """What runs the forward pass of a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``,
     ``"cpu-scalar"``, ``"cuda-triton"``, ``"cuda-semi-structured"``, ``"torch"`` or ``"reference"``.
 
-    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution, and ``shape``
-    its shape, any by default; only ``"2:4"`` depends on them. ``"torch"`` is torch's own dense product, which the dense
-    layout uses; ``"reference"`` skips no pruned weight. ``gradients`` asks for what runs the backward pass: the same,
-    but for bfloat16 on the CPU, whose kernels are for inference, and for ``"2:4"``, whose gradients are dense products.
+    ``dims`` is the number of dimensions of the weight: 2 for a linear layer, 3 or 4 for a convolution, of which CSR has
+    a kernel on CUDA only where it is ``pointwise`` (:func:`is_pointwise`); ``shape`` is the weight's, any by default,
+    on which ``"2:4"`` depends. ``"torch"`` is torch's own dense product, which the dense layout uses; but on CUDA a
+    linear layer that is given at most 16 rows, ``tokens``, and asked for no gradients reads its bitmap.
+    ``"reference"`` skips no pruned weight. ``gradients`` asks for what runs the backward pass: the same, but for
+    bfloat16 on the CPU, whose kernels are for inference, and for ``"2:4"``, whose gradients are dense products.
     """
-    if kind == "dense":
-        return "torch"
     place = torch.device(device).type
+    if kind == "dense":
+        bitmap = dims == 2 and not gradients and tokens is not None and has_bitmap_kernel(place, dtype, tokens)
+        return "cuda-triton" if bitmap else "torch"
     dtypes = KERNEL_DTYPES if gradients else FORWARD_DTYPES
     if kind in ("csr", "bsr") and place == "cpu" and dtype in dtypes and not forced_reference():
         return f"cpu-{_C.isa()}"
     if kind == "2:4" and dims == 2 and runs_semi(torch.device(device), dtype, shape) and not forced_reference():
         return "torch" if gradients else "cuda-semi-structured"
-    triton = HAS_TRITON and kind == "bsr" and place == "cuda" and dtype in TRITON_DTYPES
+    written = kind == "bsr" or (kind == "csr" and (dims == 2 or pointwise))
+    triton = HAS_TRITON and written and place == "cuda" and dtype in TRITON_DTYPES
     return "cuda-triton" if triton and not forced_reference() else "reference"
 
 
@@ -111,6 +139,7 @@ def kernel_or_reference(name: str, kernel: Callable[..., Any], dtypes: Container
     reference = REFERENCES[name]
 
     def run(first: torch.Tensor, *rest: Any) -> Any:
-        return (kernel if first.dtype in dtypes and not forced_reference() else reference)(first, *rest)
+        # not forced_reference(), without the call: every operator comes through here
+        return (kernel if _current == "auto" and first.dtype in dtypes else reference)(first, *rest)
 
     return run

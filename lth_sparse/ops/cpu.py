@@ -15,8 +15,9 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
-from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.backend import FORWARD_DTYPES, FUSED, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.reference import activate_
 from lth_sparse.ops.strides import (
     empty_activations,
     empty_gradient,
@@ -37,7 +38,7 @@ def _index_bits(index: Sequence[Tensor]) -> int:
 
 
 def _linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     rows, cols = shape
     batch, col = x.shape[0], index[1]
@@ -45,10 +46,10 @@ def _linear(
     y = empty_activations(x, (batch, rows), is_feature_major(x))
     _C.csr_linear_forward(
         x.data_ptr(), values.data_ptr(), pointer_of(bias), y.data_ptr(), index[0].data_ptr(), col.data_ptr(),
-        batch, rows, cols, *strides_of(x), *strides_of(y), relu,
+        batch, rows, cols, *strides_of(x), *strides_of(y), activation == "relu",
         16 if col.dtype is torch.uint16 else 32, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y
+    return y if activation in FUSED else activate_(y, activation)
 
 
 def _linear_backward(
@@ -92,7 +93,7 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
@@ -100,10 +101,10 @@ def _conv2d(
     x = x if in_feature_major else x.contiguous()
     tail = _conv_tail(x, index, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *tail[-5:-3]), in_feature_major)
-    tail[-3:-3] = in_feature_major, relu
+    tail[-3:-3] = in_feature_major, activation == "relu"
     pointers = [pointer_of(tensor) for tensor in (x, values, bias, y, index[0], index[1])]
     _C.csr_conv2d_forward(*(pointers + tail))
-    return y
+    return y if activation in FUSED else activate_(y, activation)
 
 
 def _conv2d_backward(

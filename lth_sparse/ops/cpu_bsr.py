@@ -10,8 +10,9 @@ from torch import Tensor
 
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
-from lth_sparse.ops.backend import FORWARD_DTYPES, KERNEL_DTYPES, kernel_or_reference
+from lth_sparse.ops.backend import FORWARD_DTYPES, FUSED, KERNEL_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
+from lth_sparse.ops.reference import activate_
 from lth_sparse.ops.strides import (
     empty_activations,
     empty_gradient,
@@ -25,18 +26,18 @@ __all__: list[str] = []
 
 
 def _linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     rows, cols = shape
-    crow, col, _, _, _, value_mask = index
+    crow, col, _, _, _, value_mask = index[:6]
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     y = empty_activations(x, (x.shape[0], rows), is_feature_major(x))
     _C.bsr_linear_forward(
         x.data_ptr(), values.data_ptr(), value_mask.data_ptr(), pointer_of(bias), y.data_ptr(),
         crow.data_ptr(), col.data_ptr(), x.shape[0], rows, cols, values.shape[1], values.shape[2],
-        *strides_of(x), *strides_of(y), relu, FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
+        *strides_of(x), *strides_of(y), activation == "relu", FORWARD_DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
-    return y
+    return y if activation in FUSED else activate_(y, activation)
 
 
 def _linear_backward(
@@ -49,7 +50,7 @@ def _linear_backward(
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
     rows, cols = shape
-    _, _, ccol, row, perm, value_mask = index
+    _, _, ccol, row, perm, value_mask = index[:6]
     values = values.contiguous()
     dx = empty_gradient(x) if wanted[0] else None
     dvalues = torch.empty_like(values) if wanted[1] else None
@@ -74,19 +75,19 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
-    crow, col, _, _, _, value_mask = index
+    crow, col, _, _, _, value_mask = index[:6]
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     sizes = schemas.conv_sizes(x, shape, conv)
     y = empty_activations(x, (x.shape[0], shape[0], *sizes[-2:]), in_feature_major)
     pointers = [pointer_of(tensor) for tensor in (x, values, value_mask, bias, y, crow, col)]
-    tail = [in_feature_major, relu, *values.shape[1:], FORWARD_DTYPES[x.dtype], torch.get_num_threads()]
+    tail = [in_feature_major, activation == "relu", *values.shape[1:], FORWARD_DTYPES[x.dtype], torch.get_num_threads()]
     _C.bsr_conv2d_forward(*(pointers + sizes + tail))
-    return y
+    return y if activation in FUSED else activate_(y, activation)
 
 
 def _conv2d_backward(
@@ -103,7 +104,7 @@ def _conv2d_backward(
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
     conv = (stride, padding, dilation, groups)
-    _, _, ccol, row, perm, value_mask = index
+    _, _, ccol, row, perm, value_mask = index[:6]
     grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)
     x = x if formats[1] else x.contiguous()

@@ -8,6 +8,7 @@ dtype, and what makes the stored blocks equal the weight: values of entries that
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -16,18 +17,23 @@ from lth_sparse.kernels import bsr_conv, bsr_conv_backward, bsr_linear, launch
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.reference import before_relu
-from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
+from lth_sparse.ops.reference import activate_, before_relu
+from lth_sparse.ops.strides import empty_activations, is_feature_major
+from lth_sparse.ops.tune_cache import load
 
 __all__: list[str] = []
+
+#: The kernels can read a ReLU's result beside the gradient in front of it, once for each block of a block row. Above
+#: this number of blocks a pass of its own is cheaper: it reads both and writes once, through the slower main memory.
+READS_OF_A_PASS = 5
 
 
 @functools.cache
 def _device(index: int) -> launch.Device:
-    """What the launch selection wants to know of CUDA device ``index``."""
+    """What the launch selection wants to know of CUDA device ``index``; what was tuned for it is loaded now."""
     properties = torch.cuda.get_device_properties(index)
     hip = torch.version.hip is not None
-    return launch.Device(
+    device = launch.Device(
         name=properties.name,
         arch=10 * properties.major + properties.minor,
         # torch's type stub lacks the second name
@@ -35,6 +41,8 @@ def _device(index: int) -> launch.Device:
         processors=properties.multi_processor_count,
         hip=hip,
     )
+    load(device)
+    return device
 
 
 def _allows_tf32() -> bool:
@@ -45,10 +53,19 @@ def _allows_tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def _tile(product: str, x: Tensor, block: tuple[int, int]) -> launch.Tile:
-    """The configuration for a product over the rows of ``x``, or over the pixels of images."""
+def _tile(
+    product: str, x: Tensor, block: tuple[int, int], index: list[Tensor], shape: list[int], tma: bool = False
+) -> launch.Tile:
+    """The configuration for a product over the rows of ``x``, or over the pixels of images.
+
+    ``index`` and ``shape`` are those of the weight: how many of its blocks are stored is read off their shapes, since
+    a launch must not wait for the device.
+    """
     tokens = x.shape[0] * x.shape[2:].numel()
-    problem = launch.Problem(product, str(x.dtype).removeprefix("torch."), block, tokens)
+    rows, cols = shape[0], math.prod(shape[1:])
+    blocks = launch.cdiv(rows, block[0]) * launch.cdiv(cols, block[1])
+    density = index[1].shape[0] / max(blocks, 1)
+    problem = launch.Problem(product, str(x.dtype).removeprefix("torch."), block, tokens, rows, cols, density, tma)
     tf32 = x.dtype == torch.float32 and _allows_tf32()
     return launch.select(_device(x.get_device()), problem, tf32=tf32)
 
@@ -60,15 +77,15 @@ def _live(values: Tensor, value_mask: Tensor) -> Tensor:
 
 
 def _linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
-    crow, col, _, _, _, value_mask = index
+    col, value_mask, work, splits = index[1], *index[5:8]
     block = (values.shape[1], values.shape[2])
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
-        y = bsr_linear.forward(x, _live(values, value_mask), bias, crow, col, shape[0], _tile("forward", x, block))
-        y = kept_format(y, x)
-    return y.relu_() if relu else y
+        y = empty_activations(x, (x.shape[0], shape[0]), is_feature_major(x))
+        tile = _tile("forward", x, block, index, shape, bsr_linear.prefers_tma(x, block, col.shape[0]))
+        return bsr_linear.forward(x, _live(values, value_mask), bias, col, work, splits, y, tile, activation)
 
 
 def _linear_backward(
@@ -80,23 +97,28 @@ def _linear_backward(
     wanted: list[bool],
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
-    grad = before_relu(grad, activated)
-    crow, col, ccol, row, perm, value_mask = index
-    block = (values.shape[1], values.shape[2])
+    crow, col, _, row, perm, value_mask, _, _, work, splits = index
+    block, nblocks = (values.shape[1], values.shape[2]), col.shape[0]
+    if (wanted[2] and not wanted[1]) or nblocks > READS_OF_A_PASS * (crow.shape[0] - 1):
+        grad, activated = before_relu(grad, activated), None
     dx = dvalues = dbias = None
     with torch.cuda.device_of(x):
         if wanted[0]:
-            tile = _tile("input_gradient", grad, block)
-            dx = bsr_linear.input_gradient(grad, _live(values, value_mask), ccol, row, perm, shape[1], tile)
-            dx = kept_format(dx, x)
+            dx = empty_activations(grad, x.shape, is_feature_major(x))
+            tma = all(bsr_linear.prefers_tma(t, block, nblocks) for t in (grad, activated) if t is not None)
+            tile = _tile("input_gradient", grad, block, index, shape, tma)
+            live = _live(values, value_mask)
+            bsr_linear.input_gradient(grad, live, row, perm, work, splits, dx, tile, activated)
         if wanted[1]:
-            tile = _tile("weight_gradient", grad, block)
-            programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
-            splits = launch.splits_for(_device(x.get_device()), programs, x.shape[0])
+            tile = _tile("weight_gradient", grad, block, index, shape)
+            programs = bsr_linear.weight_gradient_programs(block, nblocks, tile)
+            parts = launch.splits_for(_device(x.get_device()), programs, x.shape[0])
             mask = value_mask if value_mask.numel() else None
-            dvalues = bsr_linear.weight_gradient(grad, x, block, mask, crow, col, tile, splits)
-        if wanted[2]:
-            dbias = grad.sum(0)
+            dvalues, dbias = bsr_linear.weight_gradient(
+                grad, x, block, mask, crow, col, tile, parts, activated=activated, bias=wanted[2]
+            )
+        elif wanted[2]:
+            dbias = grad.sum(0, dtype=grad.dtype)  # autocast returns float32 unless told
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
@@ -116,18 +138,18 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
-    crow, col, _, _, _, value_mask = index
+    crow, col, _, _, _, value_mask = index[:6]
     block = (values.shape[1], values.shape[2])
     conv = _conv(shape, stride, padding, dilation, groups)
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
         size = (x.shape[0], shape[0], *conv.output_size(x.shape[2], x.shape[3]))
         y = empty_activations(x, size, is_feature_major(x))
-        tile = _tile("conv_forward", y, block)
+        tile = _tile("conv_forward", y, block, index, shape)
         bsr_conv.forward(x, _live(values, value_mask), bias, crow, col, y, conv, tile)
-    return y.relu_() if relu else y
+    return activate_(y, activation)
 
 
 def _conv2d_backward(
@@ -144,23 +166,23 @@ def _conv2d_backward(
     activated: Tensor | None = None,
 ) -> schemas.Gradients:
     grad = before_relu(grad, activated)
-    crow, col, ccol, row, perm, value_mask = index
+    crow, col, ccol, row, perm, value_mask = index[:6]
     block = (values.shape[1], values.shape[2])
     conv = _conv(shape, stride, padding, dilation, groups)
     dx = dvalues = dbias = None
     with torch.cuda.device_of(x):
         if wanted[0]:
             dx = empty_activations(grad, x.shape, is_feature_major(x))
-            tile = _tile("conv_input_gradient", grad, block)
+            tile = _tile("conv_input_gradient", grad, block, index, shape)
             bsr_conv_backward.input_gradient(grad, _live(values, value_mask), ccol, row, perm, dx, conv, tile)
         if wanted[1]:
-            tile = _tile("conv_weight_gradient", grad, block)
+            tile = _tile("conv_weight_gradient", grad, block, index, shape)
             programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
             splits = launch.splits_for(_device(x.get_device()), programs, grad.shape[0] * grad.shape[2:].numel())
             mask = value_mask if value_mask.numel() else None
             dvalues = bsr_conv_backward.weight_gradient(grad, x, block, mask, crow, col, conv, tile, splits)
         if wanted[2]:
-            dbias = grad.sum((0, 2, 3))
+            dbias = grad.sum((0, 2, 3), dtype=grad.dtype)
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 

@@ -21,7 +21,7 @@ from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import kernel_or_reference
 from lth_sparse.ops.cusparselt import packing_of
 from lth_sparse.ops.library import REFERENCES, implement
-from lth_sparse.ops.reference import before_relu
+from lth_sparse.ops.reference import activate_, before_relu
 from lth_sparse.ops.sparse_cores import CUSPARSELT, SEMI_DTYPES, product_of
 from lth_sparse.ops.strides import is_feature_major, kept_format
 
@@ -81,13 +81,13 @@ def _live(values: Tensor, value_mask: Tensor) -> Tensor:
 
 
 def _linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     with torch.cuda.device_of(x):
         y = _product(_live(values, index[1]), index, shape, x, bias) if index[2].numel() else None
     if y is None:
         y = REFERENCES["linear_semi_structured"](x, values, bias, index, shape)
-    return y.relu_() if relu else y
+    return activate_(y, activation)
 
 
 def _linear_backward(

@@ -1,4 +1,5 @@
-"""Sparse counterparts of ``torch.nn.functional.linear``, ``conv1d`` and ``conv2d``, with the same arguments and shapes.
+"""Sparse counterparts of ``torch.nn.functional.linear``, ``conv1d`` and ``conv2d``, with the same arguments and shapes,
+and ``linear_stack``: many linear layers of one shape at once.
 
 The weight is given as compact ``values`` and a ``Layout``. Pruned weights are skipped in the product and in both
 gradients where a kernel exists; elsewhere the plain-torch reference runs (``ops.backend_of`` says which).
@@ -13,12 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import Layout
+from lth_sparse.formats import BSR, Layout
 from lth_sparse.ops import autograd
+from lth_sparse.ops.backend import FORWARD_DTYPES, has_bitmap_kernel
+from lth_sparse.ops.library import autocasts
+from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
-from lth_sparse.ops.strides import feature_major
+from lth_sparse.ops.strides import batch_major, feature_major
 
-__all__ = ["conv1d", "conv2d", "feature_major", "linear"]
+__all__ = ["conv1d", "conv2d", "feature_major", "linear", "linear_stack"]
+
+_autocast_anywhere = torch._C._is_any_autocast_enabled
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -33,28 +39,51 @@ def linear(
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in)``.
         bias: ``[out]`` or None.
-        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient; or None.
+        activation: ``"relu"`` computes ``max(y, 0)`` in the memory of y and as part of its gradient. ``"gelu"``,
+            ``"gelu_tanh"`` and ``"silu"`` are computed in the memory of y when no gradient is wanted, and by torch's
+            own functions otherwise. Or None.
 
     Returns:
-        ``[*, out]`` in the dtype of ``values``. Under autocast ``x`` is cast to that dtype, as for torch's float32
-        operators.
+        ``[*, out]`` in the dtype of ``values``; under autocast in its dtype, to which x, values and bias are cast as by
+        ``F.linear``, and gradients have the dtypes of what they are gradients of. Two exceptions: float64 values are
+        never cast, x is cast to float64 instead; and on the CPU layouts other than ``"dense"`` compute in the dtype of
+        ``values``, to which x is cast, unless autocast is to bfloat16 and no gradient is wanted: their bfloat16 kernels
+        are for inference. Values are cast at every call, but hold live weights alone.
 
     Raises:
         ArgumentError: a shape, dtype or device does not fit.
     """
-    x = _checked(x, values, layout, bias, dims=2)
-    relu = _relu(activation)
+    x, values, bias = _checked(x, values, layout, bias, dims=2)
+    name = "none" if activation is None else _activation(activation)
     size, cols = x.shape, layout.cols
     if not size or size[-1] != cols:
         raise ArgumentError(expected("x", f"shape [*, {cols}]", f"{list(size)}"))
     if layout.kind == "dense":
-        y = F.linear(x, autograd.expand(values, layout.index, layout.shape), bias)
-        return torch.relu(y) if relu else y
+        if x.is_cuda and _decodes(x, values, layout, bias):
+            y = autograd.linear_bitmap(x.reshape(-1, cols), values, bias, layout.shape, layout.index, name)
+            return y.view(*size[:-1], layout.rows)
+        return activate(F.linear(x, autograd.expand(values, layout.index, layout.shape), bias), name)
     if len(size) == 2:
-        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, relu)
+        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, name)
     flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
-    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, relu)
+    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, name)
     return y.view(*size[:-1], layout.rows)
+
+
+def _decodes(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None) -> bool:
+    """Whether the dense layout is multiplied straight from its bitmap: few rows, something pruned, no gradients.
+
+    Not while exporting, where the question would fix the size of the batch, nor under ``torch.func``, whose derivatives
+    ``requires_grad`` does not show.
+    """
+    if not layout.cols or layout.nnz == layout.numel or torch.compiler.is_exporting():
+        return False
+    if not has_bitmap_kernel(x.device.type, x.dtype, x.numel() // layout.cols):
+        return False
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False
+    wanted = (x, values) if bias is None else (x, values, bias)
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted))
 
 
 def conv1d(
@@ -101,12 +130,89 @@ def conv2d(
         padding: an int, one per spatial dimension, ``"valid"`` (none) or ``"same"`` (output as large as the input;
         stride 1). groups: divides both ``C`` and ``out``. padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"``
         or ``"circular"``.
-        activation: ``"relu"`` or None, as in :func:`linear`.
+        activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None, as in :func:`linear`.
+
+    Dtypes, under autocast too, are those of :func:`linear`.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument that does not fit.
     """
     return _conv(x, values, layout, bias, stride, padding, dilation, groups, padding_mode, activation, spatial=2)
+
+
+def linear_stack(
+    x: Tensor,
+    values: Tensor,
+    layout: Layout,
+    bias: Tensor | None = None,
+    groups: int = 1,
+    activation: str | None = None,
+) -> Tensor:
+    """``y[*, b] = x[*, b] W_b^T + c_b`` for B linear layers of one shape, each with a mask and an input of its own.
+
+    One launch instead of B: the layers are the groups of a 1x1 convolution, whose pixels are the samples. Members of
+    an ensemble, seeds that are trained at once, experts, heads.
+
+    Args:
+        x: ``[*, B, K]``, any strides; ``[B, K]`` and empty batches too.
+        values: compact live weights, ``layout.values_shape``.
+        layout: layout of ``W = [W_0; W_1; ...]`` of shape ``(B N, K)``. Blocks must not reach over two layers: the rows
+            of a block divide N.
+        bias: ``[B N]`` or None.
+        groups: B.
+        activation: as in :func:`linear`.
+
+    Returns:
+        ``[*, B, N]``, contiguous.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: naming the argument that does not fit.
+
+    Example::
+
+        >>> mask = torch.rand(3 * 8, 16) < 0.1  # three layers of 16 -> 8
+        >>> layout = make_layout("csr", mask)
+        >>> y = linear_stack(torch.randn(5, 3, 16), torch.randn(layout.nnz), layout, groups=3)
+        >>> y.shape
+        torch.Size([5, 3, 8])
+    """
+    x, values, bias = _checked(x, values, layout, bias, dims=2)
+    name = "none" if activation is None else _activation(activation)
+    check_stack(layout, groups)
+    rows, cols = layout.shape
+    if x.dim() < 2 or tuple(x.shape[-2:]) != (groups, cols):
+        raise ArgumentError(expected("x", f"shape [*, {groups}, {cols}]", f"{list(x.shape)}"))
+    if layout.kind == "dense":
+        y = dense_linear_stack(x, autograd.expand(values, layout.index, layout.shape), bias, groups)
+        return activate(y, name)
+    # Samples are images of one pixel: their channels lie side by side, as GPUs want them. CPU kernels want the samples
+    # side by side, and there the transpositions that a linear layer makes inside are made here.
+    images = x.reshape(x.shape[:-2].numel(), groups * cols, 1, 1)
+    on_cpu = x.device.type == "cpu"
+    y = autograd.conv2d(
+        feature_major(images) if on_cpu else images, values, bias, layout.kind, (rows, cols, 1, 1), layout.index,
+        (1, 1), (0, 0), (1, 1), groups, name,
+    )  # fmt: skip
+    return (batch_major(y) if on_cpu else y).reshape(*x.shape[:-1], rows // groups)
+
+
+def check_stack(layout: Layout, groups: int) -> None:
+    """Raise ``ArgumentError`` unless ``layout`` is one of ``groups`` linear layers of one shape, below each other."""
+    rows = layout.rows
+    if type(groups) is not int or groups < 1 or rows % groups:
+        raise ArgumentError(expected("groups", f"a positive int that divides the {rows} rows of W", groups))
+    if isinstance(layout, BSR) and groups > 1 and rows // groups % layout.block[0]:
+        what = f"blocks whose rows divide the {rows // groups} rows of each of the {groups} layers"
+        raise ArgumentError(expected("layout", what, f"blocks of {layout.block[0]}x{layout.block[1]}"))
+
+
+def dense_linear_stack(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """:func:`linear_stack` of a dense weight ``[B N, K]``: one batched product."""
+    rows, cols = weight.shape[0] // groups, weight.shape[1]
+    layers = x.reshape(x.shape[:-2].numel(), groups, cols).transpose(0, 1)
+    weights = weight.view(groups, rows, cols).transpose(1, 2)
+    y = layers @ weights if bias is None else torch.baddbmm(bias.view(groups, 1, rows), layers, weights)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], rows).contiguous()
 
 
 def _conv(
@@ -123,8 +229,8 @@ def _conv(
     *,
     spatial: int,
 ) -> Tensor:
-    x = _checked(x, values, layout, bias, dims=2 + spatial)
-    relu = _relu(activation)
+    x, values, bias = _checked(x, values, layout, bias, dims=2 + spatial)
+    name = "none" if activation is None else _activation(activation)
     rows, channels, *kernel = layout.shape
     strides = sizes("stride", stride, spatial, 1)
     dilations = sizes("dilation", dilation, spatial, 1)
@@ -144,17 +250,16 @@ def _conv(
     if layout.kind == "dense":
         weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
-        y = dense(batched, weight, bias, strides, symmetric, dilations, groups)
-        y = torch.relu(y) if relu else y
+        y = activate(dense(batched, weight, bias, strides, symmetric, dilations, groups), name)
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, relu
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name
         )
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups, relu,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, name,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
@@ -204,14 +309,31 @@ def sizes(name: str, value: int | Sequence[int], count: int, low: int) -> tuple[
     return found
 
 
-def _relu(activation: str | None) -> bool:
-    if activation not in (None, "relu"):
-        raise ArgumentError(expected("activation", "'relu' or None", repr(activation)))
-    return activation is not None
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS[1:]:
+        raise ArgumentError(expected("activation", f"None or one of {', '.join(ACTIVATIONS[1:])}", repr(name)))
+    return name
 
 
-def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int) -> Tensor:
-    """Check what all operators share; return ``x``, in the dtype of ``values`` under autocast."""
+def _under_autocast(x: Tensor, values: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Floating tensors in the dtype that autocast wants of a product, see :func:`linear`; as they are outside of it."""
+    device = x.device.type
+    if not autocasts(device):
+        return x, values, bias
+    dtype = torch.get_autocast_dtype(device)
+    keeps = values.dtype == torch.float64
+    if device == "cpu" and kind != "dense":
+        keeps = keeps or dtype not in FORWARD_DTYPES or autograd.wants_gradients(x, values, bias)
+    if keeps:
+        dtype = values.dtype
+    x = x.to(dtype) if x.dtype.is_floating_point else x
+    return x, values.to(dtype), bias.to(dtype) if isinstance(bias, Tensor) else bias
+
+
+def _checked(
+    x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, dims: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check what all operators share; return the tensors, in one dtype under autocast."""
     if not isinstance(layout, Layout):
         raise ArgumentTypeError(expected("layout", "a lth_sparse.formats.Layout", type(layout).__name__))
     if len(layout.shape) != dims:
@@ -219,16 +341,16 @@ def _checked(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None, *, 
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(expected("x", "a tensor", type(x).__name__))
     layout.check_values(values)
+    if _autocast_anywhere():
+        x, values, bias = _under_autocast(x, values, bias, layout.kind)
     dtype, device = values.dtype, values.device
     if x.device != device:
         raise ArgumentError(expected("x", f"device {device} of values", str(x.device)))
     if x.dtype != dtype:
-        if not (torch.is_autocast_enabled(x.device.type) and x.dtype.is_floating_point):
-            raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
-        x = x.to(dtype)
+        raise ArgumentError(expected("x", f"dtype {dtype} of values", str(x.dtype)))
     if bias is not None and (
         not isinstance(bias, Tensor) or bias.shape != layout.shape[:1] or bias.dtype != dtype or bias.device != device
     ):
         got = f"{bias.dtype} {list(bias.shape)} on {bias.device}" if isinstance(bias, Tensor) else type(bias).__name__
         raise ArgumentError(expected("bias", f"{dtype} [{layout.rows}] on {device}, or None", got))
-    return x
+    return x, values, bias

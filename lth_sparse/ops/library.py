@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["NAMESPACE", "REFERENCES", "Operator", "define", "implement", "is_plain"]
+__all__ = ["NAMESPACE", "REFERENCES", "Operator", "autocasts", "define", "implement", "is_plain"]
 
 NAMESPACE = "lth_sparse"
 
@@ -34,6 +34,13 @@ _OPERATORS: dict[str, Operator] = {}
 
 _PLAIN_TYPES = (Tensor, Parameter)
 
+# Asked at every call, where finding them by three names costs as much as the answers.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_dead_wrapper = torch._C._functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]
+_jit_traces = torch._C._get_tracing_state
+_profiler_enabled = torch.autograd._profiler_enabled
+
 
 def is_plain(tensor: Tensor) -> bool:
     """True when ``tensor`` is an ordinary CPU tensor and nothing traces, transforms or profiles operators.
@@ -45,12 +52,17 @@ def is_plain(tensor: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(tensor) in _PLAIN_TYPES
         and tensor.is_cpu
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_dead_tensor_wrapper(tensor)  # type: ignore[attr-defined]
-        and not torch._C._get_tracing_state()
-        and not torch.autograd._profiler_enabled()
+        and not _dispatch_modes()
+        and not _transforms_active()
+        and not _is_dead_wrapper(tensor)
+        and not _jit_traces()
+        and not _profiler_enabled()
     )
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for tensors of this device type; for the meta device it cannot be."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 class Operator:

@@ -24,7 +24,7 @@ from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.formats import LAYOUTS, Layout, make_layout
 from lth_sparse.formats.layout import matrix_view
 from lth_sparse.ops import cost
-from lth_sparse.ops.backend import backend_of
+from lth_sparse.ops.backend import backend_of, is_pointwise
 from lth_sparse.ops.measure import MASKED, TORCH, Timing, measure
 from lth_sparse.ops.plan_cache import PlanCache
 
@@ -132,10 +132,11 @@ def choose_layout(
     density = float(mask.sum()) / max(mask.numel(), 1)
     if density == 1:
         return Choice("dense", None, None, None, "nothing pruned")
-    fast = fast_kinds(kinds, weight)
+    groups = (conv or {}).get("groups", 1)
+    fast = fast_kinds(kinds, weight, groups=groups)
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
-    if sample is None and input_shape is None and not fast_kinds(fast, weight, gradients=True):
+    if sample is None and input_shape is None and not fast_kinds(fast, weight, True, groups):
         note = f"not measured, and no kernel for the gradients in {weight.dtype} on {weight.device.type}"
         return Choice("dense", None, None, None, note)
     layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
@@ -148,10 +149,10 @@ def choose_layout(
     return _by_density(weight, layouts, block, break_even)
 
 
-def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False) -> list[str]:
+def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False, groups: int = 1) -> list[str]:
     """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
-    about = (weight.device, weight.dtype, weight.dim(), gradients, tuple(weight.shape))
-    return [kind for kind in kinds if kind != "dense" and backend_of(kind, *about) != "reference"]
+    sparse = [kind for kind in kinds if kind != "dense"]
+    return [kind for kind in sparse if _backend(kind, weight, gradients, groups) != "reference"]
 
 
 def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None) -> Layout:
@@ -167,13 +168,20 @@ def _stored(layout: Layout) -> int:
     return layout.numel if layout.kind == "dense" else math.prod(layout.values_shape)
 
 
+def _break_even(kind: str, weight: Tensor) -> float:
+    """Density up to which a layout of this kind is taken without a measurement."""
+    small = [even for most, even in SMALL_BREAK_EVEN.items() if weight.dim() == 2 and weight.numel() <= most]
+    return [*small, BREAK_EVEN[weight.dim()]][0]
+
+
 def _by_density(
     weight: Tensor, layouts: Mapping[str, Layout], block: tuple[int, int] | None, break_even: float | None
 ) -> Choice:
-    small = [even for most, even in SMALL_BREAK_EVEN.items() if weight.dim() == 2 and weight.numel() <= most]
-    usual = [*small, BREAK_EVEN[weight.dim()]][0]
-    most = (usual if break_even is None else break_even) * weight.numel()
-    sparse = [kind for kind in layouts if kind != "dense" and _stored(layouts[kind]) <= most]
+    sparse = []
+    for kind in layouts:
+        most = (_break_even(kind, weight) if break_even is None else break_even) * weight.numel()
+        if kind != "dense" and _stored(layouts[kind]) <= most:
+            sparse.append(kind)
     if "bsr" in sparse and "csr" in sparse and block is not None:
         padded = _stored(layouts["bsr"]) > MOST_PADDING * _stored(layouts["csr"])
         sparse.remove("bsr" if padded or block[0] < LEAST_ROWS else "csr")
@@ -293,8 +301,18 @@ def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
     return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
 
 
-def _backend(kind: str, weight: Tensor) -> str:
-    return backend_of(kind, weight.device, weight.dtype, weight.dim())
+def _backend(kind: str, weight: Tensor, gradients: bool = False, groups: int = 1) -> str:
+    """What runs a layer of this weight."""
+    shape = tuple(weight.shape)
+    return backend_of(
+        kind,
+        weight.device,
+        weight.dtype,
+        weight.dim(),
+        gradients,
+        shape=shape,
+        pointwise=is_pointwise(shape, groups),
+    )
 
 
 def remembered(

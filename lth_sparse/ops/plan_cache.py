@@ -7,6 +7,8 @@ replaced as a whole, under a lock, so that concurrent processes neither see half
 What cannot be read is reported and written anew.
 
 The search for a ticket never looks here: see :func:`lth_sparse.ops.plan.choose_layout`.
+
+The tuner of GPU kernels has files of its own by the same rules, see ``ops.tune_cache``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -40,14 +42,24 @@ except (
 ):  # not POSIX: two processes that write at the same instant may lose entries, which are measured again
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlanCache", "cache_directory", "cache_enabled", "cpu_generation", "cpu_name", "environment", "usage"]
+__all__ = [
+    "DiskCache",
+    "PlanCache",
+    "cache_directory",
+    "cache_enabled",
+    "cpu_generation",
+    "cpu_name",
+    "environment",
+    "usage",
+]
 
 Value = TypeVar("Value")
 
 FORMAT = 1
 #: Entries of a file and files of the directory; the oldest go first. An entry is about 400 bytes.
 MOST_ENTRIES, MOST_FILES = 2000, 16
-PREFIX = "plan-"
+#: Whose files are in the directory, and how their names begin.
+PREFIXES = {"planner": "plan-", "tuner": "tune-"}
 
 
 def cache_enabled() -> bool:
@@ -68,10 +80,10 @@ def cache_directory() -> Path:
     return Path.home() / ".cache" / "lth_sparse"
 
 
-def usage() -> tuple[int, int]:
-    """Files of the planner and their bytes."""
+def usage(owner: str = "planner") -> tuple[int, int]:
+    """Files of planner or tuner, and their bytes."""
     sizes = []
-    for path in cache_directory().glob(f"{PREFIX}*.json"):
+    for path in cache_directory().glob(f"{PREFIXES[owner]}*.json"):
         with contextlib.suppress(OSError):  # gone since
             sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)
@@ -134,34 +146,40 @@ def _kernel_sources() -> str:
     return digest.hexdigest()[:16]
 
 
-class PlanCache:
+class DiskCache:
     """Entries ``key -> JSON value`` of one environment.
 
     Args:
-        surroundings: from :func:`environment`.
+        surroundings: all that the entries depend on.
         directory: default :func:`cache_directory`; not looked at while the cache is off.
     """
+
+    #: Whose entries they are: a name of ``PREFIXES``.
+    OWNER: ClassVar[str]
 
     def __init__(self, surroundings: Mapping[str, str], directory: Path | None = None) -> None:
         self.surroundings = dict(surroundings)
         digest = hashlib.sha256(json.dumps(self.surroundings, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = (directory or cache_directory()) / f"{PREFIX}{digest}.json"
+        self.path = (directory or cache_directory()) / f"{PREFIXES[self.OWNER]}{digest}.json"
         self.enabled = cache_enabled()
-
-    @classmethod
-    def of(cls, device: torch.device) -> PlanCache:
-        """The cache of this process on ``device``, as its threads and instruction set are now."""
-        return cls(environment(device))
 
     def get(self, key: str, read: Callable[[Any], Value]) -> Value | None:
         """``read`` of the entry; None when there is none, or when ``read`` raises ValueError over what it is."""
         if not self.enabled:
             return None
         entry = self._load().get(key)
-        if entry is None:
-            return None
+        return None if entry is None else self._read(key, entry, lambda key, value: read(value))
+
+    def items(self, read: Callable[[str, Any], Value]) -> dict[str, Value]:
+        """``read(key, value)`` of every entry, by key, but for those over which it raises ValueError."""
+        if not self.enabled:
+            return {}
+        found = {key: self._read(key, entry, read) for key, entry in self._load().items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _read(self, key: str, entry: Mapping[str, Any], read: Callable[[str, Any], Value]) -> Value | None:
         try:
-            return read(entry["value"])
+            return read(key, entry["value"])
         except ValueError as error:
             _warn(f"{self.path}: ignoring the damaged entry {key!r} ({error})")
             return None
@@ -185,7 +203,7 @@ class PlanCache:
                 atomic_write(self.path, json.dumps(content, indent=1).encode())
                 self._thin()
         except (OSError, RunError) as error:
-            _warn(f"the planner's cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
+            _warn(f"the {self.OWNER}'s cache cannot be written: {error} (LTH_SPARSE_CACHE=0 switches it off)")
 
     def _load(self) -> dict[str, dict[str, Any]]:
         """The entries on disk; none, with a warning, from a file that is not what this writes."""
@@ -194,20 +212,20 @@ class PlanCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            _warn(f"{self.path}: ignoring a damaged cache of the planner ({' '.join(str(error).split())})")
+            _warn(f"{self.path}: ignoring a damaged cache of the {self.OWNER} ({' '.join(str(error).split())})")
             return {}
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            _warn(f"{self.path}: ignoring a file that is no cache of the planner, or of another version")
+            _warn(f"{self.path}: ignoring a file that is no cache of the {self.OWNER}, or of another version")
             return {}
         if content.get("environment") != self.surroundings or not isinstance(content.get("entries"), dict):
-            _warn(f"{self.path}: ignoring a cache of the planner that belongs to another machine")
+            _warn(f"{self.path}: ignoring a cache of the {self.OWNER} that belongs to another machine")
             return {}
         return {key: entry for key, entry in content["entries"].items() if _is_entry(entry)}
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time; the system releases the lock of a process that dies."""
-        with open(self.path.parent / f"{PREFIX}lock", "a") as file:
+        with open(self.path.parent / f"{PREFIXES[self.OWNER]}lock", "a") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -215,11 +233,22 @@ class PlanCache:
     def _thin(self) -> None:
         """Delete the files that were not written to for longest, beyond ``MOST_FILES``."""
         files = {}
-        for path in self.path.parent.glob(f"{PREFIX}*.json"):
+        for path in self.path.parent.glob(f"{PREFIXES[self.OWNER]}*.json"):
             with contextlib.suppress(OSError):
                 files[path] = path.stat().st_mtime_ns
         for path in sorted(files, key=lambda path: files[path])[:-MOST_FILES]:
             path.unlink(missing_ok=True)
+
+
+class PlanCache(DiskCache):
+    """What the planner has measured in one :func:`environment`."""
+
+    OWNER = "planner"
+
+    @classmethod
+    def of(cls, device: torch.device) -> PlanCache:
+        """The cache of this process on ``device``, as its threads and instruction set are now."""
+        return cls(environment(device))
 
 
 def _is_entry(entry: object) -> bool:

@@ -1,10 +1,11 @@
 """The operators: their schemas, their shapes, and their plain-torch implementation on every device.
 
 One set per layout kind with kernels, all of one form. ``index`` holds the layout's index tensors in the order of its
-``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. With ``relu`` an operator
-returns ``max(y, 0)``, and its backward is told so by ``activated``, that result: ``grad`` counts only where it is
-positive. A backward returns three tensors, of which those that were not ``wanted`` are empty. Stating every
-precondition in the fake makes it the specification.
+``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. ``activation`` is one of
+``reference.ACTIVATIONS`` and is applied to the result. That of ``"relu"`` is ``activated`` in the backward, where
+``grad`` counts only where it is positive; the others have no backward here, as they need what they were applied to. A
+backward returns three tensors, of which those that were not ``wanted`` are empty. Stating every precondition in the
+fake makes it the specification.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lth_sparse.ops import reference
 from lth_sparse.ops.library import Operator, define
 from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
 
-__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand"]
+__all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand", "linear_bitmap"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -57,7 +58,9 @@ def filled(reference_tensor: Tensor, gradients: Sequence[Tensor | None]) -> Grad
     return dx, dvalues, dbias
 
 
-def _check_common(x: Tensor, values: Tensor, bias: Tensor | None, rows: int) -> None:
+def _check_common(x: Tensor, values: Tensor, bias: Tensor | None, rows: int, activation: str) -> None:
+    names = reference.ACTIVATIONS
+    torch._check(activation in names, lambda: f"activation: expected one of {', '.join(names)}, got {activation}")
     torch._check(values.dtype == x.dtype, lambda: f"values: expected dtype {x.dtype} of x, got {values.dtype}")
     torch._check(values.device == x.device, lambda: f"values: expected device {x.device} of x, got {values.device}")
     if bias is not None:
@@ -65,11 +68,11 @@ def _check_common(x: Tensor, values: Tensor, bias: Tensor | None, rows: int) -> 
 
 
 def _fake_linear(
-    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
 ) -> Tensor:
     rows, cols = shape
     torch._check(x.dim() == 2 and x.shape[1] == cols, lambda: f"x: expected [batch, {cols}], got {x.shape}")
-    _check_common(x, values, bias, rows)
+    _check_common(x, values, bias, rows, activation)
     return empty_activations(x, (x.shape[0], rows), is_feature_major(x))
 
 
@@ -97,14 +100,14 @@ def _fake_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    relu: bool = False,
+    activation: str = "none",
 ) -> Tensor:
     rows, channels, *kernel = shape
     torch._check(
         x.dim() == 4 and x.shape[1] == channels * groups,
         lambda: f"x: expected [N, {channels * groups}, H, W], got {x.shape}",
     )
-    _check_common(x, values, bias, rows)
+    _check_common(x, values, bias, rows, activation)
     size = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     return empty_activations(x, (x.shape[0], rows, *size), is_feature_major(x))
 
@@ -143,10 +146,15 @@ def _define(kind: str, stem: str) -> OpSet:
     conv = "int[] stride, int[] padding, int[] dilation, int groups"
 
     def linear(
-        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], relu: bool = False
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: list[Tensor],
+        shape: list[int],
+        activation: str = "none",
     ) -> Tensor:
         y = reference.linear(x, values, bias, reference.layout_of(kind, shape, index, values))
-        return kept_format(y.relu_() if relu else y, x)
+        return kept_format(reference.activate_(y, activation), x)
 
     def linear_backward(
         grad: Tensor,
@@ -172,11 +180,11 @@ def _define(kind: str, stem: str) -> OpSet:
         padding: list[int],
         dilation: list[int],
         groups: int,
-        relu: bool = False,
+        activation: str = "none",
     ) -> Tensor:
         layout = reference.layout_of(kind, shape, index, values)
         y = reference.conv2d(x, values, bias, layout, stride, padding, dilation, groups)
-        return kept_format(y.relu_() if relu else y, x)
+        return kept_format(reference.activate_(y, activation), x)
 
     def conv2d_backward(
         grad: Tensor,
@@ -197,15 +205,15 @@ def _define(kind: str, stem: str) -> OpSet:
         dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv, wanted)
         return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
 
-    relu, last, three = "bool relu=False", "bool[] wanted, Tensor? activated=None", "(Tensor, Tensor, Tensor)"
+    act, last, three = 'str activation="none"', "bool[] wanted, Tensor? activated=None", "(Tensor, Tensor, Tensor)"
     return OpSet(
-        define(f"linear_{stem}(Tensor x, {head}, {relu}) -> Tensor", reference=linear, fake=_fake_linear),
+        define(f"linear_{stem}(Tensor x, {head}, {act}) -> Tensor", reference=linear, fake=_fake_linear),
         define(
             f"linear_{stem}_backward(Tensor grad, {tail}, {last}) -> {three}",
             reference=linear_backward,
             fake=_fake_linear_backward,
         ),
-        define(f"conv2d_{stem}(Tensor x, {head}, {conv}, {relu}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
+        define(f"conv2d_{stem}(Tensor x, {head}, {conv}, {act}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
         define(
             f"conv2d_{stem}_backward(Tensor grad, {tail}, {conv}, {last}) -> {three}",
             reference=conv2d_backward,
@@ -243,4 +251,20 @@ expand = define(
 )
 compress = define(
     "compress(Tensor dense, Tensor bits, Tensor rank, int nnz) -> Tensor", reference=_compress, fake=_fake_compress
+)
+
+
+def _linear_bitmap(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], shape: list[int], activation: str = "none"
+) -> Tensor:
+    y = reference.linear(x, values, bias, Dense(tuple(shape), *index, live=values.numel()))
+    return kept_format(reference.activate_(y, activation), x)
+
+
+#: The linear layer straight from the index of the dense layout, for a few rows of x; has no backward.
+linear_bitmap = define(
+    "linear_bitmap(Tensor x, Tensor values, Tensor? bias, Tensor[] index, int[] shape, "
+    'str activation="none") -> Tensor',
+    reference=_linear_bitmap,
+    fake=_fake_linear,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from lth_sparse.paper.data import DATASETS, DataSet, Split, load_dataset
 from lth_sparse.paper.models import MODELS, PaperNet, build_model
 from lth_sparse.paper.presets import PRESETS, Preset
-from lth_sparse.paper.training import evaluate, make_train
+from lth_sparse.paper.training import evaluate, make_train, score_batches
 
 __all__ = [
     "DATASETS",
@@ -25,4 +25,5 @@ __all__ = [
     "evaluate",
     "load_dataset",
     "make_train",
+    "score_batches",
 ]

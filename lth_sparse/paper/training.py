@@ -25,6 +25,8 @@ from lth_sparse.paper.presets import Preset
 
 # One forward pass of this many images bounds the memory of an evaluation: 0.5 GB for the first layer of Conv-2.
 EVALUATION_BATCH = 2_000
+# Images that criteria with gradients see: every class some hundred times, in a few seconds on two cores.
+SCORE_IMAGES = 1_024
 
 
 class Level(Protocol):
@@ -36,6 +38,12 @@ class Level(Protocol):
     def step(self) -> Any: ...
     def epoch(self) -> Any: ...
     def record(self, *, step: int, **metrics: float) -> None: ...
+
+
+def score_batches(preset: Preset, data: DataSet) -> list[tuple[Tensor, Tensor]]:
+    """`(x, y)` batches for `find_ticket(..., score_batches=...)`: the same 1,024 training images for every seed."""
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:SCORE_IMAGES]
+    return [(data.train.x[part], data.train.y[part]) for part in order.split(preset.batch)]
 
 
 class Batches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 from lth_sparse.cli import find
 from lth_sparse.cli.find import Options, command_line, preset_of
 from lth_sparse.engine import Ticket
+from lth_sparse.engine.criteria import CRITERIA
+from lth_sparse.engine.scope import SCOPES
 from lth_sparse.errors import ArgumentError
 from lth_sparse.paper import PRESETS
 
@@ -113,12 +116,40 @@ def test_the_smallest_candidate_gets_controls_of_its_own(
     assert lines == ["[1/5", "[2/5", "[3/5", "[4/5", "[5/5", "[6/7", "[7/7"]
 
 
+def test_criterion_scope_granularity_and_freeze_reach_the_search(find_tiny: Run, tmp_path: Path) -> None:
+    words = ["--criterion", "snip", "--granularity", "block:2x2", "--freeze", "output", "--freeze", "fc2"]
+    outcome = find_tiny("--seeds", 1, "--no-controls", *words, "--output", tmp_path)
+    assert outcome.code == 0
+    ticket = Ticket.load(tmp_path / "seed_0" / "level_01.safetensors")
+    given = ticket.hyperparameters
+    assert (given["criterion"], given["scope"], given["granularity"]) == ("snip", "global", "block:2x2")
+    assert given["freeze"] == ["output", "fc2"]
+    assert ticket.masks["fc1.weight"].float().mean() == pytest.approx(0.8, abs=1e-4)
+    assert facts_of(tmp_path)["command"].count("--freeze") == 2
+    again = find_tiny("--seeds", 1, "--no-controls", *words, "--output", tmp_path)
+    assert (again.code, again.out.count("found finished")) == (0, 2)
+    other = find_tiny("--seeds", 1, "--no-controls", "--output", tmp_path)
+    assert (other.code, "holds a run with" in other.err) == (1, True)
+
+
+def test_help_names_every_criterion_and_scope(run: Run) -> None:
+    text = " ".join(run("find", "--help").out.split())
+    for name in (*CRITERIA, *SCOPES):
+        assert re.search(rf"\b{name}\b", text), name
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["resnet"], "model: expected one of lenet, conv2"),
         (["--dataset", "imagenet"], "dataset: expected"),
-        (["--scope", "galaxy"], "scope: expected"),
+        (["--scope", "galaxy"], "scope: expected one of 'layer', 'global', 'erk'"),
+        (["--criterion", "luck"], "criterion: expected one of 'magnitude', 'large_final'"),
+        (["--granularity", "cube"], "granularity: expected 'weight', 'row'"),
+        (["--freeze", "conv*"], "freeze: expected names or globs among fc1.weight"),
+        (["--granularity", "filter"], "granularity: expected one that applies to fc1.weight"),
+        (["--granularity", "2:4", "--levels", "20"], "levels: expected at most 7 with granularity='2:4'"),
+        (["--criterion", "snip", "--rewind", "5it"], "rewind: expected 'init' with criterion='snip'"),
         (["--rewind", "yesterday"], "rewind: expected"),
         (["--layout", "coo"], "layout: expected"),
         (["--rate", "1.5"], "rate: expected"),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -100,6 +100,7 @@ def test_overlap_is_counted_and_compared_with_chance() -> None:
     assert same.jaccard == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 1), st.floats(0, 1))
 def test_jaccard_lies_between_nothing_and_all(size: int, first: float, second: float) -> None:
     generator = torch.Generator().manual_seed(size)

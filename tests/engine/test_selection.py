@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import lth_sparse as ls
-from lth_sparse.engine.selection import check_prunable, layer_rates, weights_of
+from lth_sparse.engine.selection import check_prunable, layer_rates, types_of, weights_of
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 
 NAMES = ["conv1.weight", "fc1.weight", "output.weight"]
+TYPES = {"conv1.weight": "Conv2d", "fc1.weight": "Linear", "output.weight": "Linear"}
 
 
 def test_output_layer_has_half_the_rate() -> None:
@@ -49,6 +50,53 @@ def test_a_pattern_that_matches_nothing_is_refused_with_a_suggestion(keyword: st
     value = {"fc3": 0.1} if keyword == "rates" else ["fc3"]
     with pytest.raises(ArgumentError, match=rf"{keyword}: expected .*did you mean 'fc1'"):
         layer_rates(NAMES, rate=0.2, **{keyword: value})
+
+
+def test_rates_by_type() -> None:
+    rates = layer_rates(NAMES, rate=0.3, rates={"Conv2d": 0.2, "Linear": 0.1}, types=TYPES)
+    assert rates == {"conv1.weight": 0.2, "fc1.weight": 0.1, "output.weight": 0.1}
+
+
+def test_a_glob_wins_over_a_type_whatever_their_order() -> None:
+    for given in ({"Linear": 0.1, "fc*": 0.2}, {"fc*": 0.2, "Linear": 0.1}):
+        assert layer_rates(NAMES, rate=0.3, rates=given, types=TYPES)["fc1.weight"] == 0.2
+
+
+def test_output_rate_and_exact_names_win_over_a_type() -> None:
+    options = {"rate": 0.3, "types": TYPES}
+    assert layer_rates(NAMES, rates={"Linear": 0.1}, output_rate=0.05, **options)["output.weight"] == 0.05
+    assert layer_rates(NAMES, rates={"output": 0.02, "Linear": 0.1}, **options)["output.weight"] == 0.02
+
+
+def test_types_are_frozen_or_chosen() -> None:
+    frozen = layer_rates(NAMES, rate=0.2, freeze="Linear", types=TYPES)
+    assert frozen == {"conv1.weight": 0.2, "fc1.weight": 0.0, "output.weight": 0.0}
+    assert layer_rates(NAMES, rate=0.2, prune=["Conv2d"], types=TYPES) == frozen
+
+
+def test_a_name_is_a_name_though_it_is_called_as_a_type() -> None:
+    names = ["Linear.weight", "fc.weight", "out.weight"]
+    rates = layer_rates(names, rate=0.2, freeze="Linear", types=dict.fromkeys(names, "Linear"))
+    assert rates == {"Linear.weight": 0.0, "fc.weight": 0.2, "out.weight": 0.1}
+
+
+def test_an_unknown_type_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ArgumentError, match=r"freeze: expected .*or a type: Conv2d, Linear, got 'Conv3d'.*'Conv2d'"):
+        layer_rates(NAMES, rate=0.2, freeze="Conv3d", types=TYPES)
+
+
+def test_types_of_a_model_are_those_of_its_layers() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    found = types_of(model, weights_of(model))
+    assert found == {"0.weight": "Conv1d", "1.weight": "Conv2d", "3.weight": "Linear"}
+
+
+def test_a_search_knows_the_types_of_its_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2))
+    for level in (search := ls.levels(model, levels=1, rates={"Conv2d": 0.5}, freeze="Linear")):
+        assert level.index in (0, 1)
+    kept = {stats.name: stats.nnz for stats in search.result().ticket.masks.stats()}
+    assert kept == {"0.weight": 18, "2.weight": 128, "3.weight": 16}
 
 
 def test_nothing_left_to_prune_is_refused() -> None:

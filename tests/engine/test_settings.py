@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torch.nn import functional as F
 
 import lth_sparse as ls
 from lth_sparse.engine.settings import Settings
@@ -48,6 +49,14 @@ from lth_sparse.errors import ArgumentError, ArgumentTypeError
         ("break_even", {"fc.weight": 1.5}, ArgumentError),
         ("break_even", {"fc.weight": "half"}, ArgumentError),
         ("feature_major", 1, ArgumentTypeError),
+        ("granularity", "4:2", ArgumentError),
+        ("criterion", lambda: None, ArgumentTypeError),
+        ("score_batches", 3, ArgumentTypeError),
+        ("score_loss", "mse", ArgumentTypeError),
+        ("score_shape", 784, ArgumentTypeError),
+        ("score_rounds", 0, ArgumentError),
+        ("score_rounds", 1.5, ArgumentTypeError),
+        ("dense_baseline", "no", ArgumentTypeError),
     ],
 )
 def test_a_bad_value_names_its_keyword(keyword: str, value: Any, error: type[Exception]) -> None:
@@ -73,9 +82,18 @@ def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
 
 
 def test_later_keywords_leave_the_identity_of_earlier_runs_alone() -> None:
-    assert not {"break_even", "feature_major"} & set(Settings().hyperparameters())
+    scoring = {"score_batches", "score_loss", "score_shape", "score_rounds", "dense_baseline"}
+    assert not ({"break_even", "feature_major"} | scoring) & set(Settings().hyperparameters())
     changed = Settings(break_even={"fc.weight": 0.5}, feature_major=True).hyperparameters()
     assert (changed["break_even"], changed["feature_major"]) == ({"fc.weight": 0.5}, True)
+
+
+def test_what_criteria_are_given_is_remembered() -> None:
+    options = {"criterion": "synflow", "score_batches": [()], "score_loss": F.nll_loss, "score_shape": [3, 8]}
+    kept = Settings(**options, score_rounds=7, dense_baseline=False).hyperparameters()
+    assert (kept["score_batches"], kept["score_loss"]) == ("builtins.list", "torch.nn.functional.nll_loss")
+    assert (kept["score_shape"], kept["score_rounds"], kept["dense_baseline"]) == ([3, 8], 7, False)
+    assert (kept["criterion"], kept["scope"], kept["one_shot"], kept["output_rate"]) == ("synflow", "global", True, 0.2)
 
 
 def test_an_unknown_keyword_of_levels_is_refused() -> None:

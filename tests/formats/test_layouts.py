@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 from lth_sparse.formats import BSR, CSR, LAYOUTS, Dense, Layout, make_layout
+from lth_sparse.formats.dense import _static_nonzero
 
 MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "csr": CSR.from_mask,
@@ -136,8 +137,28 @@ def test_bsr_cover_zeros_keeps_padding_out_of_the_dense_weight_whatever_the_valu
 
 
 def test_moving_a_layout_to_its_own_device_changes_nothing() -> None:
-    layout = CSR.from_mask(torch.rand(3, 4) < 0.5)
-    assert layout.to("cpu") is layout
+    for maker in MAKERS.values():
+        layout = maker(torch.rand(3, 4) < 0.5)
+        assert layout.to("cpu") is layout
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_moved_layout_says_the_same_and_has_no_16_bit_indices(maker: str) -> None:
+    layout = MAKERS[maker](torch.rand(6, 4) < 0.5)
+    moved = layout.to("meta")
+    assert repr(moved) == repr(layout)
+    for there, here in zip(moved.index, layout.index, strict=True):
+        assert there.is_meta
+        assert there.shape == here.shape
+        assert there.dtype == (torch.int32 if here.dtype == torch.uint16 else here.dtype)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_positions_are_found_without_counting(density: float) -> None:
+    flat = torch.rand(9001) < density
+    assert torch.equal(_static_nonzero(flat, int(flat.sum())), flat.nonzero().view(-1))
+    layout = Dense.from_mask(flat[:9000].view(90, 100))
+    assert torch.equal(layout.flat_positions(), flat[:9000].nonzero().view(-1))
 
 
 def damaged(layout: Layout, field: str, change: Callable[[Tensor], Tensor]) -> Layout:
@@ -166,6 +187,10 @@ def swapped(tensor: Tensor) -> Tensor:
         ("bsr", "perm", swapped),
         ("bsr", "value_mask", lambda t: t[1:]),
         ("bsr", "value_mask", torch.ones_like),
+        ("bsr", "row_work", swapped),
+        ("bsr", "row_splits", lambda t: torch.zeros(1, 3, dtype=torch.int32)),
+        ("bsr", "column_work", lambda t: t.long()),
+        ("bsr", "column_splits", lambda t: t[:, :2]),
         ("dense", "bits", lambda t: t[1:]),
         ("dense", "bits", lambda t: t.int()),
         ("dense", "rank", swapped),

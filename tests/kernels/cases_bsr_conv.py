@@ -294,9 +294,9 @@ def test_more_pixels_than_an_int32_counts_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "feature_major"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wanted", [[True, True, True], [True, False, False], [False, True, False]], ids=str)
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu"])
 def test_the_registered_operators_equal_the_reference(
-    relu: bool, wanted: list[bool], dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+    activation: str, wanted: list[bool], dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values of entries that are not live count as 0, whatever a caller left in them; results have the format of x."""
     if INTERPRETED:
@@ -307,16 +307,16 @@ def test_the_registered_operators_equal_the_reference(
     values = values.transpose(1, 2).contiguous().transpose(1, 2)
     x = x if kind == "contiguous" else strided(x, kind)
     tail = (list(layout.index), list(layout.shape), [2, 2], [1, 1], [1, 1], 2)
-    truth = [REFERENCES["conv2d_bsr"](x.double(), values.double(), bias.double(), *tail, relu)]
-    activated = truth[0].to(dtype) if relu else None
+    truth = [REFERENCES["conv2d_bsr"](x.double(), values.double(), bias.double(), *tail, activation)]
+    activated = truth[0].to(dtype) if activation == "relu" else None
     right = None if activated is None else activated.double()
     truth += REFERENCES["conv2d_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted, right)
-    found = [cuda._conv2d(x, values, bias, *tail, relu)]
+    found = [cuda._conv2d(x, values, bias, *tail, activation)]
     found += cuda._conv2d_backward(grad, x, values, *tail, wanted, activated)
     for ours, right in zip(found, truth, strict=True):
         assert ours.dtype == dtype
         check(ours.cpu(), right.cpu())
-    for activation in (found[0], found[1]):
-        if activation.numel():
-            assert is_feature_major(activation) == (kind == "feature_major")
-            assert kind == "feature_major" or activation.is_contiguous()
+    for result in (found[0], found[1]):
+        if result.numel():
+            assert is_feature_major(result) == (kind == "feature_major")
+            assert kind == "feature_major" or result.is_contiguous()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 from torch import Tensor
 
 from lth_sparse.formats import BSR
 from lth_sparse.kernels import bsr_linear
+from lth_sparse.kernels.epilogue import ACTIVATIONS
 from lth_sparse.kernels.launch import PRODUCTS, Problem, Tile, heuristic
 from lth_sparse.ops import cuda
 from lth_sparse.ops.library import REFERENCES
+from lth_sparse.ops.strides import empty_activations, feature_major, is_feature_major
 
 #: (M, N, K, block): whole; ragged on all sides; rectangles both ways; sides that are no power of two or below 16;
 #: a block larger than a step and than a tile's columns; more rows than tokens; one token.
@@ -30,12 +34,27 @@ SIZES = [
 ]
 
 
+HAS_TMA = INTERPRETED or (torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0))
+FUNCTIONS = {
+    "none": torch.clone,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
 class Case:
     """Inputs of one layer and its dense truth in float64."""
 
-    def __init__(self, m: int, n: int, k: int, block: tuple[int, int], dtype: torch.dtype, density: float = 0.5):
+    def __init__(
+        self, m: int, n: int, k: int, block: tuple[int, int], dtype: torch.dtype, density: float = 0.5,
+        skewed: bool = False,
+    ):  # fmt: skip
         rows, cols = -(-n // block[0]), -(-k // block[1])
         blocks = torch.rand(rows, cols) < density
+        if skewed:
+            blocks[-1] = blocks[rows // 2] = blocks[:, 1] = blocks[:, -1] = True
         blocks[0] = False  # a block row without blocks, where there are others
         if rows == 1 and density:
             blocks[0, -1] = True
@@ -53,34 +72,53 @@ class Case:
         tile = heuristic(SMALL, Problem(product, name, self.block, self.x.shape[0]))
         return Tile(**(vars(tile) | {"num_stages": 3} | fields))
 
-    def forward(self, x: Tensor | None = None, bias: bool = True, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, bias: bool = True, activation: str = "none", **fields: Any) -> Tensor:
         x = self.x.to(DEVICE) if x is None else x
         tile = self.tile("forward", **fields)
-        index = self.index("crow_indices", "col_indices")
-        y = bsr_linear.forward(x, self.values, self.bias.to(DEVICE) if bias else None, *index, self.layout.rows, tile)
+        index = self.index("col_indices", "row_work", "row_splits")
+        y = empty_activations(x, (x.shape[0], self.layout.rows), is_feature_major(x))
+        bsr_linear.forward(x, self.values, self.bias.to(DEVICE) if bias else None, *index, y, tile, activation)
         return y.cpu()
 
-    def input_gradient(self, grad: Tensor | None = None, **fields: Any) -> Tensor:
+    def input_gradient(self, grad: Tensor | None = None, activated: Tensor | None = None, **fields: Any) -> Tensor:
         grad = self.grad.to(DEVICE) if grad is None else grad
         tile = self.tile("input_gradient", **fields)
-        index = self.index("ccol_indices", "row_indices", "perm")
-        return bsr_linear.input_gradient(grad, self.values, *index, self.layout.cols, tile).cpu()
+        index = self.index("row_indices", "perm", "column_work", "column_splits")
+        dx = grad.new_empty(grad.shape[0], self.layout.cols)
+        return bsr_linear.input_gradient(grad, self.values, *index, dx, tile, activated).cpu()
 
-    def weight_gradient(
-        self, grad: Tensor | None = None, x: Tensor | None = None, splits: int = 1, **fields: Any
-    ) -> Tensor:
+    def gradients(
+        self, grad: Tensor | None = None, x: Tensor | None = None, splits: int = 1, *,
+        activated: Tensor | None = None, bias: bool = True, **fields: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Of the values and of the bias."""
         grad = self.grad.to(DEVICE) if grad is None else grad
         x = self.x.to(DEVICE) if x is None else x
         value_mask = self.layout.value_mask.to(DEVICE) if self.layout.value_mask.numel() else None
         tile = self.tile("weight_gradient", **fields)
         index = self.index("crow_indices", "col_indices")
-        return bsr_linear.weight_gradient(grad, x, self.block, value_mask, *index, tile, splits).cpu()
+        dvalues, dbias = bsr_linear.weight_gradient(
+            grad, x, self.block, value_mask, *index, tile, splits, activated=activated, bias=bias
+        )
+        return dvalues.cpu(), None if dbias is None else dbias.cpu()
 
-    def truth(self, product: str) -> Tensor:
+    def weight_gradient(self, *args: Any, **fields: Any) -> Tensor:
+        return self.gradients(*args, bias=False, **fields)[0]
+
+    def truth(self, product: str, activated: Tensor | None = None) -> Tensor:
         x, w, grad = self.x.double(), self.weight.double(), self.grad.double()
+        if activated is not None:
+            grad = grad.masked_fill(activated.cpu() <= 0, 0.0)
         if product == "forward":
             return x @ w.t() + self.bias.double()
+        if product == "bias_gradient":
+            return grad.sum(0)
         return grad @ w if product == "input_gradient" else self.layout.gather(grad.t() @ x)
+
+    def activated(self) -> Tensor:
+        """What a ReLU may have given: positive, zero, and negative for a caller's own inventions."""
+        choice = torch.tensor([1.0, 0.0, -1.0])[torch.randint(3, self.grad.shape)]
+        return choice.to(DEVICE, self.grad.dtype)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -100,12 +138,118 @@ def test_nothing_pruned_everything_pruned_no_tokens(m: int, density: float, prod
     check(getattr(case, product)(), case.truth(product))
 
 
+def skewed(dtype: torch.dtype, m: int = 19) -> Case:
+    """Rows and columns far over twice the mean, and a row without blocks; edges inside blocks on all sides."""
+    case = Case(m, 56 * 12 - 8, 72 * 13 - 24, (56, 72), dtype, 0.05, skewed=True)
+    assert case.layout.row_splits.shape[0] == 2
+    assert case.layout.column_splits.shape[0] == 2
+    return case
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_divided_rows_and_every_activation(dtype: torch.dtype, activation: str) -> None:
+    case = skewed(dtype)
+    check(case.forward(activation=activation), FUNCTIONS[activation](case.truth("forward")))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_divided_rows_in_front_of_a_relu(dtype: torch.dtype) -> None:
+    case = skewed(dtype)
+    check(case.input_gradient(), case.truth("input_gradient"))
+    activated = case.activated()
+    check(case.input_gradient(activated=activated), case.truth("input_gradient", activated))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+def test_divided_rows_in_feature_major() -> None:
+    case = skewed(torch.float32, m=5)
+    check(case.forward(feature_major(case.x.to(DEVICE))), case.truth("forward"))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+def test_one_divided_row() -> None:
+    """The only row with blocks, in as many parts as its 40 blocks of 64 positions allow."""
+    mask = torch.zeros(64, 64 * 40, dtype=torch.bool)
+    mask[16:32] = True
+    case = Case(3, *mask.shape, (16, 64), torch.float32, 0.0)
+    case.layout, case.weight = BSR.from_mask(mask, (16, 64)), torch.randn(mask.shape) * mask
+    case.values = case.layout.gather(case.weight).to(DEVICE)
+    assert case.layout.row_splits.tolist() == [[1, 0, 2]]
+    check(case.forward(), case.truth("forward"))
+
+
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_without_blocks_is_its_bias(dtype: torch.dtype) -> None:
     case = Case(5, 40, 32, (16, 16), dtype)
     assert torch.equal(case.forward()[:, :16], case.bias[:16].expand(5, 16))
     assert torch.equal(case.forward(bias=False)[:, :16], torch.zeros(5, 16, dtype=dtype))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("m", "density"), [(40, 0.5), (40, 0.0), (0, 0.5)])
+def test_the_bias_has_its_gradient_with_and_without_blocks(
+    m: int, density: float, dtype: torch.dtype, splits: int
+) -> None:
+    case = Case(m, 70, 50, (32, 16), dtype, density)
+    for activated in (None, case.activated()):
+        dvalues, dbias = case.gradients(splits=splits, block_k=16, activated=activated)
+        assert dbias is not None
+        check(dvalues, case.truth("weight_gradient", activated))
+        check(dbias, case.truth("bias_gradient", activated))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_nan_of_the_layer_lets_the_gradient_pass_as_in_torch(dtype: torch.dtype) -> None:
+    case = Case(9, 32, 32, (16, 16), dtype, 1.0)
+    activated = case.activated()
+    activated[3] = torch.nan
+    check(case.input_gradient(activated=activated), case.truth("input_gradient", activated))
+    check(case.weight_gradient(activated=activated), case.truth("weight_gradient", activated))
+
+
+#: Elements in 16 bytes, of which rows must be multiples; Triton 3.4's interpreter wants 16 elements.
+STEP = 8 if bsr_linear.PIPELINES_DESCRIPTORS else 16
+#: Tiles by descriptor: whole, with edges over both ends of a matrix, rectangles, few tokens, divided rows.
+TMA = [
+    (130, 128, 128, (64, 64), 0.5),
+    (70, 200, 328, (64, 128), 0.5),
+    (1, 190, 136, (128, 64), 0.7),
+    (19, 64 * 12 - 8, 64 * 13 - 24, (64, 64), 0.05),
+]
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if HAS_TMA and dtype.itemsize == 2], ids=str)
+@pytest.mark.parametrize(("m", "n", "k", "block", "density"), TMA)
+def test_tiles_by_descriptor(
+    m: int, n: int, k: int, block: tuple[int, int], density: float, dtype: torch.dtype
+) -> None:
+    case = Case(m, n, k + -k % STEP, block, dtype, density, skewed=density < 0.1)
+    fields = {"tma": True, "block_k": 64}
+    check(case.forward(activation="relu", **fields), case.truth("forward").relu())
+    grad = F.pad(case.grad, (0, -n % STEP)).to(DEVICE)[:, :n]
+    check(case.input_gradient(grad, **fields), case.truth("input_gradient"))
+    activated = F.pad(case.activated(), (0, -n % STEP))[:, :n]
+    check(case.input_gradient(grad, activated, **fields), case.truth("input_gradient", activated))
+
+
+def test_a_tile_by_descriptor_is_refused_where_it_does_not_fit() -> None:
+    case = Case(4, 64, 64, (64, 64), torch.float16)
+    with pytest.raises(ValueError, match="block_k: expected a divisor of 64 for tiles by descriptor, got 128"):
+        case.forward(tma=True, block_k=128)
+    shifted = torch.zeros(4 * 64 + 1, dtype=torch.float16, device=DEVICE)[1:].view(4, 64)
+    for x in (case.x.to(DEVICE).t().contiguous().t(), case.x.to(DEVICE)[:, :1].expand(4, 64), shifted):
+        with pytest.raises(ValueError, match="x: expected a tensor that allows_tma"):
+            case.forward(x, tma=True, block_k=64)
+    for case in (Case(4, 64, 64, (64, 64), torch.float32), Case(4, 64, 64, (32, 64), torch.float16)):
+        assert not bsr_linear.allows_tma(case.x, case.block, case.layout.nblocks)
 
 
 def strided(tensor: Tensor, kind: str) -> Tensor:
@@ -120,9 +264,27 @@ def strided(tensor: Tensor, kind: str) -> Tensor:
 def test_strides_are_free(kind: str) -> None:
     case = Case(19, 37, 45, (16, 16), torch.float32)
     x, grad = (strided(tensor.to(DEVICE), kind) for tensor in (case.x, case.grad))
+    activated = case.activated()
     check(case.forward(x), case.truth("forward"))
     check(case.input_gradient(grad), case.truth("input_gradient"))
     check(case.weight_gradient(grad, x), case.truth("weight_gradient"))
+    for layer in (activated, strided(activated, kind)):
+        check(case.input_gradient(grad, layer), case.truth("input_gradient", activated))
+        check(case.weight_gradient(grad, x, activated=layer), case.truth("weight_gradient", activated))
+
+
+def test_runs_are_what_triton_can_be_sure_of() -> None:
+    wide = torch.zeros(32, 64, dtype=torch.float16, device=DEVICE)
+    assert bsr_linear.has_runs(wide, 16)
+    assert bsr_linear.has_runs(wide.t(), 16)
+    assert bsr_linear.has_runs(wide[:, :40], 8)
+    assert bsr_linear.has_runs(wide[:1], 16)
+    for x, red in (
+        (wide, 1), (wide, 12), (wide[:, 1:], 16), (wide[:, :41], 16), (wide[:, :41].contiguous(), 16),
+        (wide[:, ::2], 16), (wide.t()[:9], 16), (wide[:, :1].t(), 16),
+    ):  # fmt: skip
+        assert not bsr_linear.has_runs(x, red)
+        assert bsr_linear.has_runs(x.float(), red)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -185,6 +347,9 @@ def test_the_same_bits_every_time() -> None:
     for product in PRODUCTS:
         assert torch.equal(getattr(case, product)(), getattr(case, product)())
     assert torch.equal(case.weight_gradient(splits=3), case.weight_gradient(splits=3))
+    case = skewed(torch.float16, m=5)
+    assert torch.equal(case.forward(), case.forward())
+    assert torch.equal(case.input_gradient(), case.input_gradient())
 
 
 def test_a_tile_that_does_not_divide_the_block_is_refused() -> None:
@@ -196,21 +361,38 @@ def test_a_tile_that_does_not_divide_the_block_is_refused() -> None:
 
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, False], [False, True, False]], ids=str)
+@pytest.mark.parametrize(
+    ("wanted", "relu", "density", "memory"),  # few blocks: the ReLU's gradient needs no pass of its own
+    [
+        ([True, True, True], False, 0.05, "contiguous"),
+        ([True, True, True], True, 0.05, "feature_major"),
+        ([True, True, True], True, 0.9, "contiguous"),
+        ([True, False, False], True, 0.05, "contiguous"),
+        ([False, True, False], False, 0.9, "feature_major"),
+        ([False, False, True], True, 0.05, "contiguous"),
+        ([True, False, True], True, 0.05, "contiguous"),
+    ],
+    ids=str,
+)
 def test_the_registered_operators_equal_the_reference(
-    wanted: list[bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    wanted: list[bool], density: float, relu: bool, memory: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values of entries that are not live count as 0, whatever a caller left in them."""
     if INTERPRETED:
         monkeypatch.setattr(cuda, "_device", lambda index: SMALL)
-    layout = BSR.from_mask(torch.rand(37, 45) < 0.05, (16, 16), "zeros").to(DEVICE)
+    layout = BSR.from_mask(torch.rand(37, 125) < density, (16, 16), "zeros").to(DEVICE)
     x, grad, bias, values = (
-        torch.randn(size).to(DEVICE, dtype) for size in ((19, 45), (19, 37), (37,), layout.values_shape)
+        torch.randn(size).to(DEVICE, dtype) for size in ((19, 125), (19, 37), (37,), layout.values_shape)
     )
+    x = feature_major(x) if memory == "feature_major" else x
     tail = (list(layout.index), list(layout.shape))
-    truth = [REFERENCES["linear_bsr"](x.double(), values.double(), bias.double(), *tail)]
-    truth += REFERENCES["linear_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted)
-    found = [cuda._linear(x, values, bias, *tail), *cuda._linear_backward(grad, x, values, *tail, wanted)]
+    truth = [REFERENCES["linear_bsr"](x.double(), values.double(), bias.double(), *tail, relu)]
+    y = cuda._linear(x, values, bias, *tail, relu)
+    activated = y if relu else None
+    wide = None if activated is None else activated.double()
+    truth += REFERENCES["linear_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted, wide)
+    found = [y, *cuda._linear_backward(grad, x, values, *tail, wanted, activated)]
     for ours, right in zip(found, truth, strict=True):
         assert ours.dtype == dtype
+        assert ours.stride() == right.stride()
         check(ours.cpu(), right.cpu())

@@ -61,12 +61,18 @@ def test_error_is_at_most_twice_that_of_dense_torch(block: tuple[int, int], dtyp
 
 @pytest.mark.gpu
 def test_a_step_is_captured_in_a_cuda_graph() -> None:
-    layout = BSR.from_mask(torch.ones(64, 64, dtype=torch.bool), (16, 16)).to("cuda")
+    """One block row far over the mean, so that its parts are added up inside the graph, and a ReLU."""
+    mask = torch.zeros(64, 16 * 80, dtype=torch.bool)
+    mask[:16] = mask[:, :16] = True
+    layout = BSR.from_mask(mask, (16, 16)).to("cuda")
+    assert layout.row_splits.shape[0] == 1
     values = torch.randn(layout.values_shape, device="cuda", requires_grad=True)
-    x = torch.randn(32, 64, device="cuda", requires_grad=True)
+    bias = torch.randn(64, device="cuda", requires_grad=True)
+    x = torch.randn(32, 16 * 80, device="cuda", requires_grad=True)
 
     def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(functional.linear(x, values, layout).square().sum(), (x, values))
+        y = functional.linear(x, values, layout, bias, activation="relu")
+        return torch.autograd.grad(y.square().sum(), (x, values, bias))
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

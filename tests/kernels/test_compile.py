@@ -8,8 +8,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from kernel_gate import DEVICES, compile_fold, compile_one, faults
+import kernel_gate_csr
+from kernel_gate import DEVICES, SMALL_KERNELS, compile_one, compile_small, faults
 
+from lth_sparse.kernels.bsr_linear import PIPELINES_DESCRIPTORS
 from lth_sparse.kernels.launch import CONV_PRODUCTS, PRODUCTS, Problem, heuristic
 
 
@@ -32,6 +34,48 @@ def test_shipped_configurations_compile_as_intended(
     if device not in DEVICES:
         pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens))) == []
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "block", "memory", "extent"),
+    [
+        ("sm_90", "bfloat16", (64, 64), "contiguous", "full"),
+        ("sm_86", "bfloat16", (128, 128), "contiguous", "full"),
+        ("gfx942", "float16", (64, 64), "feature_major", "full"),
+    ],
+)
+def test_products_with_all_beside_them_and_in_other_memory_compile_as_intended(
+    device: str, dtype: str, block: tuple[int, int], memory: str, extent: str, product: str
+) -> None:
+    if device not in DEVICES:
+        pytest.skip(f"this Triton cannot compile for {device} alone")
+    assert faults(compile_one(device, Problem(product, dtype, block, 4096), memory=memory, extent=extent)) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 4096])
+@pytest.mark.parametrize("device", ["sm_86", "sm_90"])
+def test_rows_of_an_odd_width_fit_into_shared_memory(device: str, tokens: int) -> None:
+    """Their elements are loaded one by one, and what is left of the pipeline has other buffers."""
+    one = compile_one(device, Problem("forward", "float16", (128, 128), tokens), memory="ragged")
+    assert not one.spills
+    assert one.shared <= DEVICES[device][1].shared
+
+
+@pytest.mark.skipif(not PIPELINES_DESCRIPTORS, reason="this Triton makes poor kernels of them")
+@pytest.mark.parametrize(
+    ("product", "block", "tokens", "extent"),
+    [("forward", (128, 128), 1, "plain"), ("input_gradient", (64, 64), 4096, "full")],
+)
+def test_tiles_by_descriptor_compile_as_intended(
+    product: str, block: tuple[int, int], tokens: int, extent: str
+) -> None:
+    problem = Problem(product, "bfloat16", block, tokens, tma=True)
+    assert heuristic(DEVICES["sm_90"][1], problem).tma
+    one = compile_one("sm_90", problem, extent=extent)
+    assert faults(one) == []
+    assert one.bulk >= 4
+    assert not heuristic(DEVICES["sm_80"][1], problem).tma
 
 
 @pytest.mark.parametrize("product", CONV_PRODUCTS)
@@ -57,10 +101,10 @@ def test_shipped_convolutions_compile_as_intended(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("memory", ["contiguous", "feature_major"])
-def test_folding_does_not_spill(memory: str, device: str) -> None:
-    registers, spills = compile_fold(device, "bfloat16", memory)
-    assert registers <= 64
+@pytest.mark.parametrize("kind", SMALL_KERNELS)
+def test_kernels_that_only_add_up_do_not_spill(kind: str, device: str) -> None:
+    registers, spills = compile_small(device, kind, "bfloat16")
+    assert registers <= 128
     assert not spills
 
 
@@ -84,3 +128,33 @@ def test_the_gate_sees_a_tile_without_wgmma() -> None:
     tile = heuristic(DEVICES["sm_90"][1], problem)
     no_wgmma = compile_one("sm_90", problem, dataclasses.replace(tile, num_warps=2, block_m=64, block_n=32))
     assert any("instead of wgmma" in fault for fault in faults(no_wgmma))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "tokens", "index"),
+    [
+        ("csr_gather", "float32", 4096, "i32"),
+        ("csr_gather", "bfloat16", 1, "u16"),
+        ("csr_gather_transposed", "float16", 4096, "u16"),
+        ("csr_scatter", "float32", 4096, "i32"),
+        ("csr_copy", "bfloat16", 4096, "i32"),
+        ("bitmap", "bfloat16", 1, "i32"),
+        ("bitmap", "float32", 16, "i32"),
+    ],
+)
+def test_unstructured_kernels_compile_as_intended(
+    kernel: str, dtype: str, tokens: int, index: str, device: str
+) -> None:
+    assert kernel_gate_csr.faults(kernel_gate_csr.compile_one(device, kernel, dtype, tokens, index)) == []
+
+
+def test_the_gate_of_unstructured_kernels_sees_what_it_is_for() -> None:
+    one = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096)
+    wide = dataclasses.replace(one.tile, unroll=8, lanes=32, num_warps=1)
+    crowded = kernel_gate_csr.compile_one("sm_90", "csr_gather", "float32", 4096, tile=wide)
+    assert any("registers" in fault for fault in kernel_gate_csr.faults(crowded))
+    scalar = dataclasses.replace(one, loads=(4, 4, 2))
+    assert any("loads of 4 bytes" in fault for fault in kernel_gate_csr.faults(scalar))
+    counted = dataclasses.replace(one, kernel="bitmap", text="")
+    assert any("without the instruction" in fault for fault in kernel_gate_csr.faults(counted))

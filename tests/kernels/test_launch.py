@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from lth_sparse.kernels import launch
+from lth_sparse.kernels import launch, tables, trials
 from lth_sparse.kernels.launch import Device, Problem, Tile
 
 H100 = Device("NVIDIA H100", 90, 232448, 132)
@@ -52,6 +56,46 @@ def test_float32_uses_three_products_unless_one_is_allowed() -> None:
     assert launch.select(A100, Problem("forward", "bfloat16", (32, 32), 512), tf32=True).precision == "ieee"
 
 
+def test_tiles_by_descriptor_only_where_device_and_operands_allow_them() -> None:
+    aligned = Problem("forward", "bfloat16", (64, 64), 4096, tma=True)
+    assert launch.heuristic(H100, aligned).tma
+    assert launch.heuristic(H100, replace(aligned, product="input_gradient")).tma
+    assert not launch.heuristic(A100, aligned).tma
+    assert not launch.heuristic(Device("amd", 942, 65536, 304, hip=True), aligned).tma
+    assert not launch.heuristic(H100, replace(aligned, tma=False)).tma
+    assert not launch.heuristic(H100, replace(aligned, product="weight_gradient")).tma
+    few = launch.heuristic(H100, replace(aligned, tokens=1))  # whose steps are deeper than a block
+    assert not few.tma
+    assert few.block_k == 128
+
+
+def test_a_table_does_not_force_descriptors_on_operands_that_refuse_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = Problem("forward", "bfloat16", (64, 64), 4096, tma=True)
+    tile = Tile(128, 64, 64, 4, 5, tma=True)
+    monkeypatch.setattr(launch, "read_table", lambda name: {aligned.bucket: tile})
+    assert launch.select(H100, aligned) == tile
+    refusing = replace(aligned, tma=False)
+    assert launch.select(H100, refusing) == launch.heuristic(H100, refusing)
+
+
+@pytest.mark.parametrize("device", [H100, A100, Device("sm_86", 86, 101376, 84)], ids=lambda device: device.name)
+@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (128, 128)])
+@pytest.mark.parametrize("dtype", launch.DTYPES)
+def test_a_third_operand_takes_its_memory_from_the_other_two(
+    dtype: str, block: tuple[int, int], gathers: bool, device: Device
+) -> None:
+    product = launch.PRODUCTS[1 if gathers else 2]
+    tile = launch.heuristic(device, Problem(product, dtype, block, 4096))
+    beside = launch.beside_relu(tile, gathers=gathers)
+    assert (beside.block_m, beside.block_n) == (tile.block_m, tile.block_n)
+    assert beside.num_stages >= min(tile.num_stages, 3)
+    third = tile.block_m if gathers else tile.block_n
+    before = tile.num_stages * tile.block_k * (tile.block_m + tile.block_n)
+    after = beside.num_stages * beside.block_k * (tile.block_m + tile.block_n + third)
+    assert after <= before or beside.num_stages == min(tile.num_stages, 6 if gathers else 3)
+
+
 @pytest.mark.parametrize(
     ("programs", "tokens", "right"), [(1000, 100000, 1), (33, 100000, 8), (1, 1024, 2), (1, 100, 1), (0, 0, 1)]
 )
@@ -59,27 +103,132 @@ def test_tokens_are_split_only_to_fill_the_device(programs: int, tokens: int, ri
     assert launch.splits_for(H100, programs, tokens) == right
 
 
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict], None]]:
+    """shipped("NVIDIA H100", {key: configuration}): ship that table for that device; none is shipped otherwise."""
+    read = launch.read_table
+    launch._select.cache_clear()
+    monkeypatch.setattr(launch, "read_table", lambda name: read(name, tmp_path))
+    monkeypatch.setattr(launch, "_INSTALLED", {})
+
+    def ship(name: str, tiles: dict) -> None:
+        launch.table_path(name, tmp_path).write_text(json.dumps({"tiles": tiles}))
+
+    yield ship
+    launch._select.cache_clear()
+
+
+FORWARD = Problem("forward", "bfloat16", (64, 64), 4000, 4096, 1024, 0.11)
+
+
 def test_no_table_is_shipped_for_an_unknown_device() -> None:
     assert launch.read_table("no such device") == {}
 
 
-def test_a_table_wins_over_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_tables_can_be_read() -> None:
+    for path in launch.TABLES.glob("*.json"):
+        assert launch.read_table(path.stem)
+
+
+def test_a_table_wins_over_the_heuristic(shipped: Callable[..., None]) -> None:
     problem = Problem("forward", "float32", (32, 32), 500)
-    assert problem.key == "forward/float32/32x32/512"
-    path = launch.table_path(H100.name, tmp_path)
-    assert path.name == "nvidia-h100.json"
-    path.write_text(json.dumps({"tiles": {problem.key: ENTRY}}))
-    monkeypatch.setattr(launch, "read_table", lambda name: dict(_read(name, tmp_path)))
-    assert launch.select(H100, problem) == Tile(64, 32, 64, 4, 3, "tf32x3")
-    other = Problem("forward", "float32", (32, 32), 513)
-    assert launch.select(H100, other) == launch.heuristic(H100, other)
+    assert problem.key == "forward/float32/32x32/512/anyxany/any"
+    assert launch.table_path(H100.name).name == "nvidia-h100.json"
+    shipped(H100.name, {problem.key: ENTRY})
+    assert launch.select(H100, problem) == Tile(64, 32, 64, 4, 3, precision="tf32x3")
+    for other in (replace(problem, block=(16, 32)), replace(problem, dtype="float16"), replace(problem, tokens=4000)):
+        assert launch.select(H100, other) == launch.heuristic(H100, other)
+    assert launch.select(A100, problem) == launch.heuristic(A100, problem)
 
 
-_read = launch.read_table
+def test_the_users_table_then_the_devices_then_its_familys(shipped: Callable[..., None]) -> None:
+    near = replace(FORWARD, tokens=1000)
+    tiles = {
+        name: replace(launch.heuristic(H100, FORWARD), block_k=k) for name, k in {"a": 16, "b": 32, "c": 128}.items()
+    }
+    assert (H100.family, Device("amd", 94, 65536, 304, hip=True).family) == ("sm-90", "gfx-94")
+    shipped(H100.family, {FORWARD.key: tables.entry_of(tiles["a"])})
+    assert launch.select(H100, FORWARD) == launch.select(Device("H200", 90, 232448, 132), FORWARD) == tiles["a"]
+    launch.install(H100.name, {near.bucket: tiles["b"]})
+    assert launch.select(H100, FORWARD) == tiles["a"]  # its own bucket before a near one
+    assert launch.select(H100, near) == tiles["b"]
+    launch.install(H100.name, {FORWARD.bucket: tiles["c"]})
+    assert launch.select(H100, FORWARD) == launch.select(H100, near) == tiles["c"]
+    launch.install(H100.name, {})
+    assert launch.select(H100, near) == tiles["a"]
 
 
-@pytest.mark.parametrize("entry", [{}, ENTRY | {"colour": 1}, ENTRY | {"block_m": "64"}, ENTRY | {"num_warps": 0}])
-def test_a_wrong_table_is_refused(tmp_path: Path, entry: dict) -> None:
-    launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {"forward/float32/32x32/512": entry}}))
-    with pytest.raises(ValueError, match=r"x\.json: forward/float32/32x32/512: expected positive ints"):
+def test_a_near_tile_has_no_more_rows_than_there_are_tokens(shipped: Callable[..., None]) -> None:
+    tile = replace(launch.heuristic(H100, replace(FORWARD, tokens=128)), block_k=32)
+    gradient = replace(FORWARD, product="weight_gradient", tokens=128)
+    launch.install(H100.name, {replace(FORWARD, tokens=128).bucket: tile, gradient.bucket: tile})
+    assert tile.block_m == 128
+    assert launch.select(H100, replace(FORWARD, tokens=300)) == tile
+    few = replace(FORWARD, tokens=64)
+    assert launch.select(H100, few) == launch.heuristic(H100, few)
+    assert launch.select(H100, replace(gradient, tokens=64)) == tile  # its rows are no tokens
+
+
+def test_a_trial_answers_and_notes_on_its_own_thread_alone() -> None:
+    tile = replace(launch.heuristic(H100, FORWARD), block_k=32)
+    other = replace(FORWARD, product="input_gradient")
+    with trials.trial({FORWARD: tile}) as seen:
+        assert launch.select(H100, FORWARD) == tile
+        assert launch.select(H100, other) == launch.heuristic(H100, other)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(launch.select, H100, FORWARD).result() == launch.heuristic(H100, FORWARD)
+    assert seen.seen == {FORWARD: H100, other: H100}
+    assert launch.select(H100, FORWARD) == launch.heuristic(H100, FORWARD)
+    with trials.trial({replace(FORWARD, dtype="float32"): tile}):
+        assert launch.select(H100, replace(FORWARD, dtype="float32"), tf32=True).precision == "tf32"
+
+
+def test_what_operands_allow_is_part_of_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Flagged(Problem):
+        fast: bool = False
+
+    @dataclass(frozen=True)
+    class Faster(Tile):
+        fast: bool = False
+
+    key, heuristic = FORWARD.key, launch.heuristic(H100, FORWARD)
+    monkeypatch.setattr(launch, "_flags", lambda: ("fast",))
+    slow = Flagged(**vars(FORWARD))
+    fast = replace(slow, fast=True)
+    assert slow.key == key
+    assert fast.key == key.replace("forward", "forward+fast")
+    assert Flagged.of(tables.Bucket.parse(fast.key)).bucket == fast.bucket
+    assert tables.nearest([slow.bucket], fast.bucket) is None
+    tile = Faster(**vars(heuristic) | {"fast": True})
+    assert launch.fault(fast, tile) is None
+    assert "fast: expected false for a problem whose operands do not allow it" in str(launch.fault(slow, tile))
+
+
+def test_an_unknown_flag_of_a_table_is_refused(tmp_path: Path) -> None:
+    key = FORWARD.key.replace("forward", "forward+colour")
+    launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {key: ENTRY}}))
+    with pytest.raises(ValueError, match=rf"x\.json: {re.escape(key)}: colour: expected flags among"):
+        launch.read_table("x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({}, "missing field block_m"),
+        ([1], "expected fields of a Tile, got [1]"),
+        (ENTRY | {"colour": 1}, "unknown field colour: expected block_m"),
+        (ENTRY | {"precision": "tf32"}, "unknown field precision"),
+        (ENTRY | {"block_m": "64"}, "block_m: expected a positive int, got '64'"),
+        (ENTRY | {"block_m": True}, "block_m: expected a positive int, got True"),
+        (ENTRY | {"num_warps": 0}, "num_warps: expected a positive int, got 0"),
+        (ENTRY | {"num_warps": 3}, "num_warps: expected a power of two, got 3"),
+        (ENTRY | {"block_k": 8}, "block_k: expected a power of two of at least 16, got 8"),
+        (ENTRY | {"block_n": 64}, "block_n: expected a divisor of 32"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(tmp_path: Path, entry: object, said: str) -> None:
+    key = "forward/float32/32x32/512/anyxany/any"
+    launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {key: entry}}))
+    with pytest.raises(ValueError, match=rf"x\.json: {re.escape(key)}: {re.escape(said)}"):
         launch.read_table("x", tmp_path)

@@ -1,8 +1,10 @@
-"""Layers that compute the ReLU behind them: the same results, whatever is converted before or after."""
+"""Layers that compute the activation behind them: the same results, whatever is converted before or after."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 import lth_sparse as ls
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 from lth_sparse.formats import make_layout
-from lth_sparse.nn.fused import FusedReLU
+from lth_sparse.nn.fused import FusedGELU, FusedReLU
+from lth_sparse.ops.reference import ACTIVATIONS
 
 LAYOUTS = {"csr": {}, "bsr": {"block": (2, 2), "cover": "zeros"}, "dense": {}}
 
@@ -59,6 +62,54 @@ def test_the_same_results_with_two_nodes_less(layout: str, x: Tensor) -> None:
     assert "activation=relu" in repr(model[0])
     assert ls.nn.fuse_relu_(model, False) == 0
     assert [type(m) for m in model] == [type(m) for m in plain]
+
+
+def gated_network(layout: str = "csr") -> nn.Sequential:
+    """One of each activation behind a layer, and a second GELU behind the first."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 9), nn.GELU(), nn.GELU(),
+        nn.Linear(9, 8), nn.GELU("tanh"), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5),
+    ).double()  # fmt: skip
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
+    ls.sparsify_(model, masks, layout=layout, **LAYOUTS[layout])  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_activation_is_fused_with_the_same_results(layout: str, x: Tensor) -> None:
+    plain = gated_network(layout)
+    model = copy.deepcopy(plain)
+    assert ls.nn.fuse_activations_(model) == 4
+    assert ls.nn.fuse_activations_(model) == 4
+    found = [getattr(module, "activation", None) for module in model]
+    assert found == ["silu", None, None, "gelu", None, None, "gelu_tanh", None, "relu", None, None]
+    assert [type(module) for module in (model[4], model[5])] == [FusedGELU, nn.GELU]
+    for ours, right in zip(run(model, x), run(plain, x), strict=True):
+        assert torch.equal(ours, right)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-12, atol=1e-12)
+    assert ls.nn.fuse_relu_(model, False) == 0  # the others are not its business
+    assert [model[i].activation for i in (0, 3, 6, 8)] == ["silu", "gelu", "gelu_tanh", None]
+    assert ls.nn.fuse_activations_(model, False) == 0
+    assert [type(m) for m in model] == [type(m) for m in plain]
+    assert all(model[i].activation is None for i in (0, 3, 6, 8, 10))
+
+
+@torch.no_grad()
+def test_no_conversion_loses_or_doubles_a_gelu(x: Tensor) -> None:
+    model = gated_network()
+    right = model(x)
+    ls.nn.fuse_activations_(model)
+    torch.testing.assert_close(copy.deepcopy(model)(x), right)
+    flat = model[2](model[1](model[0](x)))
+    activated = model[4](model[3](flat))
+    model[5].__class__ = FusedGELU  # as behind a layer that is gone
+    assert torch.equal(model[5](activated), F.gelu(activated))
+    hidden = model[3](flat)
+    assert torch.equal(model[4](hidden), model[4](hidden))
+    ls.densify_(model)
+    torch.testing.assert_close(model(x), right)
 
 
 def test_no_conversion_loses_a_relu(x: Tensor) -> None:
@@ -118,21 +169,55 @@ def test_together_with_feature_major_activations(x: Tensor) -> None:
         torch.testing.assert_close(ours, right)
 
 
+TORCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu
+}  # fmt: skip
+
+
+def test_the_names_are_those_of_the_gpu_kernels() -> None:
+    epilogue = pytest.importorskip("lth_sparse.kernels.epilogue")
+    assert epilogue.ACTIVATIONS == ACTIVATIONS == ("none", *TORCH)
+
+
 @pytest.mark.usefixtures("seed")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_functional_activation_and_its_gradients(layout: str) -> None:
+@pytest.mark.parametrize("activation", TORCH)
+def test_functional_activation_and_its_gradients(layout: str, activation: str) -> None:
     index = make_layout(layout, torch.rand(6, 5) < 0.6, **LAYOUTS[layout])  # type: ignore[arg-type]
     x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     values = index.gather(torch.randn(6, 5, dtype=torch.float64)).requires_grad_()
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
 
     def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return ls.functional.linear(x, values, index, bias, activation="relu")
+        return ls.functional.linear(x, values, index, bias, activation=activation)
 
-    weight = index.scatter(values.detach())
-    torch.testing.assert_close(call(x, values, bias), torch.relu(F.linear(x, weight, bias)))
+    right = TORCH[activation](F.linear(x, index.scatter(values.detach()), bias))
+    torch.testing.assert_close(call(x, values, bias), right)
+    torch.testing.assert_close(call(x.detach(), values.detach(), bias.detach()), right)
+    with torch.no_grad():
+        torch.testing.assert_close(call(x, values, bias), right)
     assert torch.autograd.gradcheck(call, (x, values, bias))
     assert torch.autograd.gradgradcheck(call, (x, values, bias))
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", TORCH)
+def test_functional_activation_of_convolutions(layout: str, activation: str) -> None:
+    for shape, call, dense in (
+        ((4, 3, 3, 2), ls.functional.conv2d, F.conv2d),
+        ((4, 3, 3), ls.functional.conv1d, F.conv1d),
+    ):
+        index = make_layout(layout, torch.rand(shape) < 0.6, **LAYOUTS[layout])  # type: ignore[arg-type]
+        x = torch.randn(2, 3, *(6,) * (len(shape) - 2), dtype=torch.float64)
+        values = index.gather(torch.randn(shape, dtype=torch.float64)).requires_grad_()
+        right = TORCH[activation](dense(x, index.scatter(values.detach())))
+        for given in (x, ls.functional.feature_major(x)):
+            found = call(given, values, index, activation=activation)
+            torch.testing.assert_close(found, right)
+            found.sum().backward()
+            with torch.no_grad():
+                torch.testing.assert_close(call(given, values, index, activation=activation), right)
 
 
 def test_nan_passes_as_through_torch_relu(x: Tensor) -> None:
@@ -146,8 +231,10 @@ def test_nan_passes_as_through_torch_relu(x: Tensor) -> None:
 
 def test_bad_arguments_are_named(x: Tensor) -> None:
     layer = sparse_network()[6]
-    with pytest.raises(ArgumentError, match="activation: expected 'relu' or None, got 'gelu'"):
-        ls.functional.linear(x.flatten(1)[:, :64], layer.values, layer.layout, activation="gelu")
+    with pytest.raises(
+        ArgumentError, match="activation: expected None or one of relu, gelu, gelu_tanh, silu, got 'tanh'"
+    ):
+        ls.functional.linear(x.flatten(1)[:, :64], layer.values, layer.layout, activation="tanh")
     with pytest.raises(ArgumentTypeError, match=r"model: expected a torch\.nn\.Module, got int"):
         ls.nn.fuse_relu_(3)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="enabled: expected True or False, got 1"):

@@ -114,7 +114,7 @@ def test_blocks_are_planned_for_where_a_kernel_runs_them(
     net: nn.Module, images: Tensor, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not [name for name in machine.measured if name.startswith("bsr")]
-    monkeypatch.setattr(planning.choices, "backend_of", lambda kind, *_: "cpu-fast")
+    monkeypatch.setattr(planning.choices, "backend_of", lambda kind, *_, **__: "cpu-fast")
     table = ls.plan(net, images, block=(4, 2))
     assert table.layouts == ("csr", "bsr")
     for layer in table.layers:

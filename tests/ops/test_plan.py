@@ -47,7 +47,7 @@ def cache_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def bsr_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a kernel for blocks exists."""
 
-    def backend_of(kind: str, *_: object) -> str:
+    def backend_of(kind: str, *_: object, **__: object) -> str:
         return "torch" if kind == "dense" else "cpu-fast"
 
     monkeypatch.setattr(plan, "backend_of", backend_of)

@@ -17,6 +17,7 @@ from lth_sparse import _C
 from lth_sparse.errors import ArgumentError
 from lth_sparse.formats import BSR, CSR, Dense, Layout
 from lth_sparse.ops import backend_of, functional, schemas, use_backend
+from lth_sparse.ops.reference import ACTIVATIONS
 from lth_sparse.ops.schemas import OPS
 
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -40,8 +41,10 @@ def test_opcheck_linear(kind: str) -> None:
     index, shape = list(layout.index), list(layout.shape)
     torch.library.opcheck(OPS[kind].linear.overload, (x, values, bias, index, shape), test_utils=CHECKS)
     torch.library.opcheck(OPS[kind].linear.overload, (x, values, None, index, shape), test_utils=CHECKS)
-    y = OPS[kind].linear(x, values, bias, index, shape, True)
-    torch.library.opcheck(OPS[kind].linear.overload, (x, values, bias, index, shape, True), test_utils=CHECKS)
+    y = OPS[kind].linear(x, values, bias, index, shape, "relu")
+    for activation in ACTIVATIONS:
+        arguments = (x, values, bias, index, shape, activation)
+        torch.library.opcheck(OPS[kind].linear.overload, arguments, test_utils=CHECKS)
     torch.library.opcheck(
         OPS[kind].linear_backward.overload,
         (torch.randn(3, 6), x, values, index, shape, [True, True, True], y),
@@ -52,6 +55,17 @@ def test_opcheck_linear(kind: str) -> None:
         torch.library.opcheck(OPS[kind].linear_backward.overload, arguments, test_utils=CHECKS)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_operators_refuse_unknown_activations(kind: str) -> None:
+    layout, x, values, bias = linear_case(kind)
+    arguments = (x, values, bias, list(layout.index), list(layout.shape), "tanh")
+    for backend in ("auto", "reference"):
+        with use_backend(backend), pytest.raises(ArgumentError, match="activation: expected one of none, relu, gelu"):
+            OPS[kind].linear(*arguments)
+    with pytest.raises(RuntimeError, match="activation: expected one of none, relu, gelu"):
+        OPS[kind].linear(*(t.to("meta") if isinstance(t, Tensor) else t for t in arguments))
+
+
 @pytest.mark.usefixtures("seed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck_conv2d(kind: str) -> None:
@@ -59,7 +73,9 @@ def test_opcheck_conv2d(kind: str) -> None:
     tail = (list(layout.index), list(layout.shape))
     geometry = ([2, 1], [1, 0], [1, 1], 1)
     y = OPS[kind].conv2d(x, values, bias, *tail, *geometry)
-    torch.library.opcheck(OPS[kind].conv2d.overload, (x, values, bias, *tail, *geometry), test_utils=CHECKS)
+    for activation in ACTIVATIONS:
+        arguments = (x, values, bias, *tail, *geometry, activation)
+        torch.library.opcheck(OPS[kind].conv2d.overload, arguments, test_utils=CHECKS)
     for wanted in ([True, True, True], [False, True, False]):
         arguments = (torch.randn_like(y), x, values, *tail, *geometry, wanted)
         for activated in ((), (torch.randn_like(y),)):
@@ -80,6 +96,21 @@ def test_expand_and_compress_are_exact_and_pass_opcheck(density: float, dtype: t
             assert torch.equal(schemas.compress(dense, *index, values.numel()), values)
     torch.library.opcheck(schemas.expand.overload, (values, *index, mask.numel()), test_utils=CHECKS)
     torch.library.opcheck(schemas.compress.overload, (dense, *index, values.numel()), test_utils=CHECKS)
+
+
+@pytest.mark.usefixtures("seed")
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_opcheck_linear_from_the_bitmap(batch: int) -> None:
+    layout = Dense.from_mask(torch.rand(6, 5) < 0.5)
+    x, bias, weight = torch.randn(batch, 5), torch.randn(6), torch.randn(6, 5) * layout.mask()
+    values, tail = layout.gather(weight), (list(layout.index), list(layout.shape))
+    truth = nn.functional.linear(x, weight, bias)
+    for given, name, right in ((x, "none", truth), (functional.feature_major(x), "relu", truth.relu())):
+        y = schemas.linear_bitmap(given, values, bias, *tail, name)
+        torch.testing.assert_close(y, right)
+        assert y.stride() == schemas.linear_bitmap.overload(given, values, bias, *tail, name).stride()
+        torch.library.opcheck(schemas.linear_bitmap.overload, (given, values, bias, *tail, name), test_utils=CHECKS)
+    torch.library.opcheck(schemas.linear_bitmap.overload, (x, values, None, *tail), test_utils=CHECKS)
 
 
 @contextlib.contextmanager

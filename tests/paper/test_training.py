@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, RunError
 from lth_sparse.paper import PRESETS, DataSet, Split, build_model, evaluate, make_train, training
-from lth_sparse.paper.training import Batches
+from lth_sparse.paper.training import Batches, score_batches
 
 PRESET = replace(PRESETS["lenet"].quick(), iterations=30, evaluate_every=10, batch=20)
 
@@ -223,3 +223,16 @@ def test_batches_go_on_from_their_state(steps: int, seed: int) -> None:
 
 def test_a_split_is_as_long_as_its_labels() -> None:
     assert len(Split(torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64))) == 3
+
+
+def test_batches_for_scores_are_the_same_whatever_the_random_states(tiny: DataSet) -> None:
+    batches = score_batches(PRESET, tiny)
+    torch.manual_seed(99)
+    for (x, y), (x_again, y_again) in zip(batches, score_batches(PRESET, tiny), strict=True):
+        assert torch.equal(x, x_again)
+        assert torch.equal(y, y_again)
+    sizes = [len(y) for _, y in batches]
+    assert sum(sizes) == min(training.SCORE_IMAGES, len(tiny.train))
+    assert set(sizes[:-1]) <= {PRESET.batch}
+    places = torch.cat([(tiny.train.x == image).flatten(1).all(1).nonzero()[:1, 0] for x, _ in batches for image in x])
+    assert torch.equal(tiny.train.y[places], torch.cat([y for _, y in batches]))

@@ -1,0 +1,226 @@
+"""`lth-sparse reproduce`: the paper's experiment on a network, and what of its claims these runs show.
+
+Four kinds of search run for each seed, all into one directory, all resumable: iterative pruning with its controls, one
+one-shot pruning for each density that a claim compares at, and, for LeNet, pruning without resetting the weights. With
+MNIST or CIFAR-10 at hand and ``--budget full`` this is the paper's own experiment; on the digits of scikit-learn it is
+a study of a smaller problem, which says so, and whose claims may well be out of reach of its data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lth_sparse._files import atomic_write
+from lth_sparse._version import __version__
+from lth_sparse.cli.find import TITLES, show
+from lth_sparse.cli.progress import duration
+from lth_sparse.engine import TicketResult, find_ticket
+from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
+from lth_sparse.ops.memory import keep_memory
+from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
+from lth_sparse.paper.models import CONVS
+from lth_sparse.report.claims import Finding, claims_grid, claims_of, examine, nearest_level
+
+__all__ = ["BUDGETS", "NETWORKS", "Options", "run"]
+
+NETWORKS = ("lenet", "conv2", "conv4", "conv6")
+BUDGETS = ("quick", "full")
+#: Densities at which one-shot pruning is compared, and at which controls are trained besides the last level.
+COMPARED = {"lenet": (0.211, 0.036)}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    network: str = "lenet"
+    budget: str = "quick"
+    figure: int | None = None
+    seeds: int = 5
+    data: Path | None = None
+    output: Path | None = None
+    threads: int | None = None
+    iterations: int | None = None
+    levels: int | None = None
+
+
+def run(options: Options, console: Console | None = None) -> int:
+    """Train what the claims need, judge them, print and store the outcome; 1 if a claim is contradicted, else 0.
+
+    Raises:
+        LTHSparseError: any of the user's mistakes.
+    """
+    console = Console() if console is None else console
+    preset = _preset(options)
+    data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
+    directory = options.output or Path("runs") / f"reproduce-{options.network}-{preset.dataset}-{options.budget}"
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    keep_memory()
+    _claim_directory(directory, preset)
+    reproduction = Reproduction(options, preset, data, directory, console)
+    reproduction.say(*reproduction.announcement(), "")
+    reproduction.train()
+    return reproduction.conclude()
+
+
+@dataclass
+class Reproduction:
+    """The searches of one command, and their judgement."""
+
+    options: Options
+    preset: Preset
+    data: DataSet
+    directory: Path
+    console: Console
+    studies: dict[str, dict[int, TicketResult]] = field(default_factory=dict)
+
+    def announcement(self) -> list[str]:
+        """What is going to happen, and on what."""
+        title, seeds = TITLES[self.options.network], self.options.seeds
+        lines = [f"{title} on {self.data}, {seeds} seed(s), {self.preset.iterations:,} iterations a training"]
+        if self.preset.dataset == "digits":
+            lines.append(
+                "digits is 1,797 small images: a scaled-down study. Where these data are too easy or too few to tell "
+                "networks apart, a claim is 'not shown', which is neither for it nor against it."
+            )
+        return lines
+
+    def train(self) -> None:
+        """Every search of every seed; what the directory holds already is read from there."""
+        lenet = self.options.network == "lenet"
+        for seed in range(self.options.seeds):
+            main = self._search("iterative", seed, {"levels": self.preset.levels, "rates": self.preset.rates})
+            densities = [record.density for record in main.levels]
+            compared = {nearest_level(densities, share) for share in COMPARED.get(self.options.network, ())}
+            levels = sorted({*compared, self.preset.levels})
+            kinds = ("reinit", "random") if lenet else ("reinit",)
+            options = {"controls": kinds, "control_levels": levels}
+            self._search("iterative", seed, {"levels": self.preset.levels, "rates": self.preset.rates, **options})
+            for k in sorted(compared):
+                rates = {pattern: 1.0 - (1.0 - rate) ** k for pattern, rate in self.preset.rates.items()}
+                self._search(f"one-shot {k}", seed, {"one_shot": True, "rates": rates})
+            if lenet:
+                again = {"levels": self.preset.levels, "rates": self.preset.rates, "rewind": "continue"}
+                self._search("continue", seed, again)
+
+    def findings(self) -> list[Finding]:
+        """All claims about the network, judged; those of one figure where that was asked for."""
+        dense = [result.levels[0].accuracy() or 0.0 for result in self.studies["iterative"].values()]
+        densities = [record.density for record in next(iter(self.studies["iterative"].values())).levels]
+        images, accuracy = len(self.data.test), sum(dense) / len(dense)
+        claims = claims_of(self.options.network, self.preset.levels, densities, images, accuracy)
+        wanted = [claim for claim in claims if self.options.figure in (None, claim.figure)]
+        if not wanted:
+            figures = sorted({claim.figure for claim in claims if claim.figure})
+            known = f"one of {', '.join(map(str, figures))} for {self.options.network}"
+            raise ArgumentError(expected("figure", known, self.options.figure))
+        return [examine(claim, self.studies) for claim in wanted]
+
+    def conclude(self) -> int:
+        """Print the table, store it as JSON, and say in a line what came out."""
+        findings = self.findings()
+        show(self.console, claims_grid(findings, f"What {self.options.seeds} seed(s) show"))
+        counts = {name: sum(f.outcome == name for f in findings) for name in ("holds", "contradicted", "not shown")}
+        self.say("; ".join(f"{count} {name}" for name, count in counts.items()) + ".")
+        facts = {
+            "format": FORMAT,
+            "network": self.options.network,
+            "budget": self.options.budget,
+            "data": str(self.data),
+            "lth_sparse": __version__,
+            "preset": self.preset.to_dict(),
+            "seeds": self.options.seeds,
+            "claims": [_plain(finding) for finding in findings],
+        }
+        path = self.directory / "claims.json"
+        atomic_write(path, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+        self.say(f"Figures: {path}")
+        return 1 if counts["contradicted"] else 0
+
+    def say(self, *lines: str) -> None:
+        """Print lines as they are, never wrapped."""
+        self.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+    def _search(self, study: str, seed: int, keywords: Mapping[str, Any]) -> TicketResult:
+        name = self.options.network
+        result = find_ticket(
+            build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
+            make_train(self.preset, self.data),
+            **keywords,
+            feature_major=bool(CONVS[self.preset.model]),
+            directory=self.directory / study.replace(" ", "_") / f"seed_{seed}",
+            seed=seed,
+        )
+        self.studies.setdefault(study, {})[seed] = result
+        trained = [record for record in (*result.levels, *result.controls.values()) if not record.resumed]
+        if trained:
+            seconds = sum(record.seconds for record in trained)
+            self.say(f"{name}, {study}, seed {seed}: {len(trained)} trainings in {duration(seconds)}")
+        return result
+
+
+def _preset(options: Options) -> Preset:
+    if options.network not in NETWORKS:
+        raise ArgumentError(expected("network", f"one of {', '.join(NETWORKS)}", repr(options.network)))
+    if options.budget not in BUDGETS:
+        raise ArgumentError(expected("budget", f"one of {', '.join(BUDGETS)}", repr(options.budget)))
+    preset = PRESETS[options.network]
+    if options.budget == "quick":
+        preset = preset.quick()
+        if options.data is not None:
+            preset = dataclasses.replace(preset, dataset=PRESETS[options.network].dataset)
+    elif options.data is None:
+        preset = dataclasses.replace(preset, dataset="digits")
+    changes: dict[str, Any] = {"iterations": options.iterations, "levels": options.levels}
+    return dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _claim_directory(directory: Path, preset: Preset) -> None:
+    """Make the directory and note the preset in it, or check that the one noted is the same.
+
+    Raises:
+        RunError: not writable, or another preset. TicketError: the note is damaged.
+    """
+    note = directory / "reproduce.json"
+    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict()}))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
+    advice = "choose another --output, or delete the directory to start over"
+    if not note.exists():
+        atomic_write(note, (json.dumps(ours, indent=2) + "\n").encode())
+        return
+    try:
+        theirs = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            had = theirs.get(name)
+            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {ours[name]!r} was asked for; {advice}")
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON values; null for figures that there are none of."""
+    figures = {"mean": finding.mean, "minimum": finding.minimum, "maximum": finding.maximum, "bound": finding.bound}
+    return {
+        "claim": finding.claim.text,
+        "figure": finding.claim.figure,
+        "kind": finding.claim.kind,
+        "margin": finding.claim.margin,
+        "unit": finding.claim.unit,
+        "outcome": finding.outcome,
+        "seeds": finding.seeds,
+        **{name: value if finding.seeds else None for name, value in figures.items()},
+    }

@@ -1,0 +1,75 @@
+"""`lth-sparse reproduce` with a budget of seconds: every study trained, resumed, judged and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+TINY = ("reproduce", "lenet", "--iterations", 4, "--levels", 2, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce") / "run"
+
+
+def test_all_studies_are_trained_and_every_claim_is_judged(run: Run, done: Path) -> None:
+    outcome = run(*TINY, "--seeds", 2, "--output", done)
+    assert outcome.code in (0, 1), outcome.err
+    assert "a scaled-down study" in outcome.out
+    facts = json.loads((done / "claims.json").read_text())
+    assert facts["seeds"] == 2
+    assert len(facts["claims"]) == 11  # no level of the printed ladder is reached
+    assert {claim["outcome"] for claim in facts["claims"]} <= {"holds", "contradicted", "not shown"}
+    assert (outcome.code == 1) == any(claim["outcome"] == "contradicted" for claim in facts["claims"])
+    assert sorted(path.name for path in done.iterdir() if path.is_dir()) == ["continue", "iterative", "one-shot_2"]
+    assert (done / "iterative" / "seed_1" / "control_02_random.safetensors").exists()
+
+
+def test_a_second_run_trains_nothing(run: Run, done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
+    outcome = run(*TINY, "--seeds", 2, "--output", done)
+    assert " trainings in " not in outcome.out
+    assert before == {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
+
+
+def test_one_figure_alone(run: Run, done: Path) -> None:
+    run(*TINY, "--seeds", 2, "--output", done, "--figure", 1)
+    facts = json.loads((done / "claims.json").read_text())
+    assert {claim["figure"] for claim in facts["claims"]} == {1}
+    outcome = run(*TINY, "--seeds", 2, "--output", done, "--figure", 5)
+    assert outcome.code == 1
+    assert "figure: expected one of 1, 4, 9 for lenet, got 5" in outcome.err
+
+
+def test_another_budget_in_the_same_directory_is_refused(run: Run, done: Path) -> None:
+    outcome = run("reproduce", "lenet", "--iterations", 5, "--levels", 2, "--output", done)
+    assert outcome.code == 1
+    assert "holds a run with iterations 4, but 5 was asked for" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("resnet50",), "network: expected one of lenet, conv2, conv4, conv6"),
+        (("lenet", "--budget", "huge"), "budget: expected one of quick, full"),
+    ],
+)
+def test_unknown_words_are_refused(run: Run, words: Any, message: str, tmp_path: Path) -> None:
+    outcome = run("reproduce", *words, "--output", tmp_path / "never")
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_convolutional_network(run: Run, tmp_path: Path) -> None:
+    words = ("--iterations", 1, "--levels", 1, "--seeds", 1, "--threads", 1)
+    outcome = run("reproduce", "conv2", *words, "--output", tmp_path)
+    assert outcome.code == 0, outcome.err
+    facts = json.loads((tmp_path / "claims.json").read_text())
+    assert [claim["outcome"] for claim in facts["claims"]] == ["not shown"] * 4
