@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lth_sparse._files import atomic_write
 from lth_sparse.cli.find import Options, check, command_line
@@ -181,9 +182,12 @@ class _Sweep:
         self._say(f"{len(todo)} of {len(self.work)} combinations to run, {jobs} at a time; into {self.output}")
         begin, done = time.monotonic(), 0
         tasks = [Task(name, [*CHILD, *one.words], one.directory / "log.txt") for name, one in todo.items()]
-        with contextlib.closing(run_all(tasks, jobs, _environment(threads))) as results:
+        results = run_all(tasks, jobs, _environment(threads))
+        with contextlib.closing(results), _bar(self.console) as bar:
+            shown = bar.add_task("combinations", total=len(tasks))
             for task, code in results:
                 done += 1
+                bar.advance(shown)
                 seconds = (time.monotonic() - begin) / done * (len(tasks) - done)
                 left = f"; about {duration(seconds)} left" if done < len(tasks) else ""
                 row = self._judge(todo[task.name], task, code)
@@ -216,6 +220,12 @@ class _Sweep:
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress:
+    """A bar with the time so far below the lines, on a terminal alone."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True, refresh_per_second=1)
 
 
 def _text(value: Any) -> str:

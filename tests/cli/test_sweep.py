@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lth_sparse.cli import pool, sweeping
 from lth_sparse.cli.find import Options
@@ -153,6 +155,15 @@ def test_jobs_are_by_default_what_the_cores_have_room_for(
     assert found_in(stand_in)["command"] == (
         f"lth-sparse sweep lenet --grid rate=0.1 --jobs 2 --threads 3 --output {stand_in}"
     )
+
+
+def test_a_terminal_gets_a_bar_and_a_log_does_not(stand_in: Path) -> None:
+    for terminal in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=200)
+        assert sweeping.sweep(Options(), {"rate": [0.1 + terminal / 5]}, output=stand_in, console=console) == 0
+        assert ("0/1" in out.getvalue()) == terminal
+        assert any(character < " " and character != "\n" for character in out.getvalue()) == terminal
 
 
 def test_control_c_ends_every_child_and_says_how_to_go_on(

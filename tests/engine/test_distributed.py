@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from torch import nn
 import lth_sparse as ls
 from lth_sparse.engine import distributed
 from lth_sparse.engine.rng import for_every_device
-from lth_sparse.errors import ArgumentTypeError
+from lth_sparse.errors import ArgumentTypeError, RunError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL, gloo over the loopback interface")
 
@@ -165,6 +166,35 @@ def test_a_tensor_travels_as_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -
 
 def test_a_mask_travels_as_bits() -> None:
     assert distributed._as_bytes(torch.ones(9, 9, dtype=torch.bool)).numel() == 11
+
+
+class Picky(Exception):
+    """Can be pickled, but not be made again from its one argument."""
+
+    def __init__(self, name: str, place: int) -> None:
+        super().__init__(f"{name} at {place}")
+
+
+@pytest.mark.parametrize(
+    ("result", "failed", "said"),
+    [
+        (Picky("crack", 3), True, "rank 0: Picky: crack at 3"),
+        (lambda: None, False, "rank 0 cannot share its result: .*pickle.*lambda"),
+    ],
+)
+def test_what_cannot_travel_is_an_error_and_not_silence(
+    monkeypatch: pytest.MonkeyPatch, result: Any, failed: bool, said: str
+) -> None:
+    sent: list[list[Any]] = []
+    monkeypatch.setattr(distributed, "_broadcast_facts", lambda facts: sent.append(facts) or facts)
+    if failed:
+        distributed._send(result, failed)
+    else:
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            distributed._send(result, failed)
+    monkeypatch.setattr(distributed, "_broadcast_facts", lambda _: sent[0])
+    with pytest.raises(RunError, match=said):
+        distributed._receive()
 
 
 def test_every_gpu_goes_on_from_the_state_of_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None:
