@@ -1,16 +1,18 @@
 """Block-sparse (BSR) 2-D convolution in Triton, backward: the gradients of the input and of the stored blocks.
 
-Names and geometry are those of ``bsr_conv``; T = KH KW is the number of taps.
+Names and geometry are those of ``bsr_conv`` and ``conv_tiles``; T = KH KW is the number of taps.
 
-* Input gradient, two steps. A block of the weight mixes channels and taps in its columns, so the product over stored
-  blocks, ``columns = dy W``, is taken column by column at the *output* pixels: exactly the arithmetic of the stored
-  blocks, whatever the width of a block. ``fold`` then adds, for each input element, the at most T columns that used
-  it, in the order of the taps. In between lies a float32 workspace of T numbers for each channel and output pixel;
-  images are taken a few at a time so that it stays near ``WORKSPACE`` bytes, about what an L2 cache holds. A 1x1
-  kernel without padding needs no second step: its columns are written into dx itself.
-* Weight gradient: a program owns ``block_m`` positions of a block row and runs over the pixels, gathering x as the
-  forward does. With few programs the pixels are split: each part writes a float32 workspace, and a second kernel adds
-  the parts in order.
+* Input gradient where columns go by channel (``bsr_conv_nhwc`` has that of the other order), two steps. A block of the
+  weight mixes channels and taps in its columns, so the product over stored blocks, ``columns = dy W``, is taken column
+  by column at the *output* pixels: exactly the arithmetic of the stored blocks, whatever the width of a block. ``fold``
+  then adds, for each input element, the at most T columns that used it, in the order of the taps. In between lies a
+  float32 workspace of T numbers for each channel and output pixel; images are taken a few at a time so that it stays
+  near ``WORKSPACE`` bytes, about what an L2 cache holds. A 1x1 kernel without padding needs no second step: its columns
+  are written into dx itself.
+* Weight gradient, for both orders of the weight's columns: a program owns ``block_m`` positions of a block row and runs
+  over the pixels, gathering x as the forward does. The first program of a row also sums its tiles of dy, which is the
+  gradient of the bias. With few programs the pixels are split: each part writes a float32 workspace, and a second
+  kernel adds the parts in order.
 
 No atomics: the same inputs give the same bits. Limits: the workspace is written and read whatever the density, 8 T
 bytes for each channel and output pixel, which bounds what sparsity can gain in half precision for layers with few
@@ -24,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lth_sparse.kernels.bsr_conv import (
+from lth_sparse.kernels.conv_tiles import (
     Conv,
     batch_inner,
     check_pixels,
@@ -34,19 +36,19 @@ from lth_sparse.kernels.bsr_conv import (
     pieces_of,
     pixels_inner,
     pixels_of,
+    run_of,
     store_pixels,
     taps_of,
     wide,
 )
-from lth_sparse.kernels.bsr_linear import REDUCE_BLOCK, reduce_kernel
 from lth_sparse.kernels.launch import Tile, cdiv, padded
 
 __all__ = ["input_gradient", "weight_gradient"]
 
 #: Bytes of the columns of an input gradient at one time; one image's columns where those are more.
 WORKSPACE = 2**25
-#: Input elements that one program folds.
-FOLD_BLOCK = 512
+#: Elements that one program folds, or adds up.
+FOLD_BLOCK, REDUCE_BLOCK = 512, 1024
 
 
 @triton.jit
@@ -80,15 +82,7 @@ def columns_kernel(  # type: ignore[no-untyped-def]
     end = tl.load(offsets + block_column + 1)
     first_out = group * group_out
     if GROUPED:  # block rows ascend: those with rows of the group are one run of the list
-        before = tl.zeros((SEARCH,), dtype=tl.int32)
-        upto = tl.zeros((SEARCH,), dtype=tl.int32)
-        for first in range(start, end, SEARCH):
-            i = first + tl.arange(0, SEARCH)
-            block_row = tl.load(indices + i, mask=i < end, other=0)
-            before += ((i < end) & (block_row < first_out // R)).to(tl.int32)
-            upto += ((i < end) & (block_row <= (first_out + group_out - 1) // R)).to(tl.int32)
-        end = start + tl.sum(upto, axis=0)
-        start += tl.sum(before, axis=0)
+        start, end = run_of(indices, start, end, first_out // R, (first_out + group_out - 1) // R, SEARCH)
     positions = (end - start) * R_P
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for first in range(0, positions, BLOCK_K):
@@ -153,19 +147,20 @@ def fold_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def weight_kernel(  # type: ignore[no-untyped-def]
-    grad, x, value_mask, target, offsets, indices, pixels, rows, out_size, columns, group_out, group_in, groups, batch,
-    height, width, out_h, out_w, split_size, target_split, g_n, g_o, g_h, g_w, x_n, x_c, x_h, x_w,
+    grad, x, value_mask, target, bias, offsets, indices, pixels, rows, out_size, columns, group_out, group_in, groups,
+    batch, height, width, out_h, out_w, split_size, target_split, g_n, g_o, g_h, g_w, x_n, x_c, x_h, x_w,
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    R: tl.constexpr, R_P: tl.constexpr, C: tl.constexpr, C_P: tl.constexpr, PIECES: tl.constexpr,
-    BATCH_INNER: tl.constexpr, G_INNER: tl.constexpr, X_INNER: tl.constexpr, WIDE: tl.constexpr,
+    PER_TAP: tl.constexpr, R: tl.constexpr, R_P: tl.constexpr, C: tl.constexpr, C_P: tl.constexpr,
+    PIECES: tl.constexpr, BATCH_INNER: tl.constexpr, G_INNER: tl.constexpr, X_INNER: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SEARCH: tl.constexpr,
 ):  # fmt: skip
     """``target[block, n, i] = sum_m grad[m, row R + n] x[m, column C + i]`` for ``BLOCK_M`` positions of a block row.
 
-    Programs find their row as in ``bsr_linear``: row r owns those from ``crow[r] C_P // BLOCK_M + r`` on. ``target``
-    is ``dvalues`` itself, or part ``split`` of the float32 workspace.
+    Programs find their row as in ``bsr_linear``: row r owns those from ``crow[r] C_P // BLOCK_M + r`` on. The first of
+    them also writes ``bias[row R + n] = sum_m grad[m, row R + n]``. ``target`` and ``bias`` are the results themselves,
+    or part ``split`` of the float32 workspace. ``PER_TAP`` as in the forward.
     """
     pid = tl.program_id(0)
     below = tl.zeros((SEARCH,), dtype=tl.int32)
@@ -177,14 +172,24 @@ def weight_kernel(  # type: ignore[no-untyped-def]
     start = tl.load(offsets + block_row)
     positions = (tl.load(offsets + block_row + 1) - start) * C_P
     first_position = (pid - (start * C_P // BLOCK_M + block_row)) * BLOCK_M
-    if first_position >= positions:
+    # The first program of a row without blocks is there for the bias.
+    if first_position >= (positions if bias is None else tl.maximum(positions, 1)):
         return
     position = first_position + tl.arange(0, BLOCK_M)
     block = start + position // C_P
     inside = position % C_P
     live = (position < positions) & (inside < C)
-    k = tl.load(indices + block, mask=position < positions, other=0) * C + inside
-    in_k = live & (k < columns)
+    block_column = tl.load(indices + block, mask=position < positions, other=0)
+    if PER_TAP > 0:
+        tap = block_column // PER_TAP
+        channel = block_column % PER_TAP * C + inside
+        down = tap // KERNEL_W * DILATION_H
+        right = tap % KERNEL_W * DILATION_W
+        in_k = live & (channel < group_in)
+    else:
+        k = block_column * C + inside
+        channel, down, right = taps_of(k, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W)
+        in_k = live & (k < columns)
     n = tl.program_id(1) // PIECES * BLOCK_N + tl.arange(0, BLOCK_N)
     out = block_row * R + n
     in_n = (n < R) & (out < out_size)
@@ -197,19 +202,20 @@ def weight_kernel(  # type: ignore[no-untyped-def]
         in_n = in_n & mine
         written = written & mine[None, :]
     x += group.to(tl.int64) * group_in * x_c
-    channel, down, right = taps_of(k, KERNEL_H, KERNEL_W, DILATION_H, DILATION_W)
+    run: tl.constexpr = 1 if PER_TAP == 0 else (C_P if C_P < BLOCK_M else BLOCK_M)
     split = tl.program_id(2)
     first_pixel = split * split_size
     last_pixel = tl.minimum(first_pixel + split_size, pixels)
     g_out = out.to(tl.int64) * g_o if WIDE else out * g_o
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_K, BLOCK_N), dtype=tl.float32)
     for first in range(first_pixel, last_pixel, BLOCK_K):
         m = first + tl.arange(0, BLOCK_K)
         in_m = m < pixels
         image, row, column = pixels_of(m, batch, out_h, out_w, BATCH_INNER)
         a = load_taps(
             x, image, row * STRIDE_H - PAD_H, column * STRIDE_W - PAD_W, in_m, channel, down, right, in_k,
-            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER,
+            height, width, x_n, x_c, x_h, x_w, PAD_H + PAD_W > 0, WIDE, X_INNER, run,
         )  # fmt: skip
         if WIDE:
             g_m = image.to(tl.int64) * g_n + row.to(tl.int64) * g_h + column.to(tl.int64) * g_w
@@ -217,11 +223,32 @@ def weight_kernel(  # type: ignore[no-untyped-def]
             g_m = image * g_n + row * g_h + column * g_w
         g = load_pixels(grad, g_m, g_out, in_m, in_n, G_INNER)
         acc = tl.dot(tl.trans(a), g, acc, input_precision=PRECISION)
+        if bias is not None:  # noqa: SIM102  # what is known when compiling stands by itself
+            if first_position == 0:
+                sums += g.to(tl.float32)
+    if bias is not None:  # noqa: SIM102
+        if first_position == 0:
+            total = tl.sum(sums, axis=0).to(bias.dtype.element_ty)
+            tl.store(bias + (split.to(tl.int64) * target_split + out), total, mask=in_n)
     where = (block * (R * C) + inside)[:, None] + (n * C)[None, :]
     if value_mask is not None:
         acc = tl.where(tl.load(value_mask + where, mask=written, other=0) != 0, acc, 0.0)
     target += split.to(tl.int64) * target_split
     tl.store(target + where, acc.to(target.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def reduce_kernel(parts, total, bias, size, both, splits, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``total[i] = sum_s parts[s, i]`` in the order of s for ``i < size``; likewise the bias from there to ``both``."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    part = parts
+    for _ in range(splits):
+        acc += tl.load(part + i, mask=i < both, other=0.0)
+        part += both
+    tl.store(total + i, acc.to(total.dtype.element_ty), mask=i < size)
+    if bias is not None:
+        tl.store(bias + (i - size), acc.to(bias.dtype.element_ty), mask=(i >= size) & (i < both))
 
 
 def _columns(
@@ -299,8 +326,11 @@ def weight_gradient(
     conv: Conv,
     tile: Tile,
     splits: int,
-) -> Tensor:
-    """``dvalues[b] = dW`` at every stored block, ``dW[o, k] = sum_m grad[m, o] x[m, k]`` over gathered columns of x.
+    channels_last: bool = False,
+    bias: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``dvalues[b] = dW`` at every stored block, ``dW[o, k] = sum_m grad[m, o] x[m, k]`` over gathered columns of x,
+    and ``dbias[o] = sum_m grad[m, o]``, from the same loads.
 
     Args:
         grad: ``[N, O, OH, OW]``, any strides.
@@ -309,9 +339,11 @@ def weight_gradient(
         value_mask: bool ``[nblocks, R, Cb]``, or None where every entry is live; entries that are not get 0.
         crow, col, conv, tile: as in the forward.
         splits: parts into which the pixels are cut, at least 1.
+        channels_last: as in the forward.
+        bias: whether the gradient of the bias is wanted.
 
     Returns:
-        ``[nblocks, R, Cb]`` of the dtype of ``grad``.
+        ``[nblocks, R, Cb]`` and ``[O]`` or None, of the dtype of ``grad``.
 
     Raises:
         ValueError: ``tile.block_n`` does not divide the padded R, or there are 2**31 output pixels.
@@ -319,9 +351,9 @@ def weight_gradient(
     (r, c), nblocks, (batch, rows, *out) = block, col.shape[0], grad.shape
     r_p, c_p = padded(r), padded(c, 1)
     check_tile(r_p, tile)
-    dvalues = grad.new_empty(nblocks, r, c)
-    if not nblocks:
-        return dvalues
+    dvalues, dbias = grad.new_empty(nblocks, r, c), grad.new_empty(rows) if bias else None
+    if not nblocks and not (bias and rows):
+        return dvalues, dbias
     channels, height, width = x.shape[1:]
     pixels = batch * out[0] * out[1]
     check_pixels(pixels)
@@ -329,22 +361,25 @@ def weight_gradient(
     pieces = pieces_of(r, group_out, conv.groups)
     flags = None if value_mask is None else value_mask.view(torch.uint8)
     split_size = cdiv(cdiv(pixels, tile.block_k), splits) * tile.block_k
-    parts = grad.new_empty(splits, nblocks, r, c, dtype=torch.float32) if splits > 1 else dvalues
+    size, both = dvalues.numel(), dvalues.numel() + (rows if bias else 0)
+    parts = grad.new_empty(splits, both, dtype=torch.float32) if splits > 1 else None
+    targets = (dvalues, dbias) if parts is None else (parts, parts[0, size:] if bias else None)
     block_rows = crow.shape[0] - 1
     # The product takes x with columns before pixels: where Triton sees that columns are aligned runs, as they lie.
-    in_place = conv.taps == 1 and x.stride(1) == 1 and group_in % 16 == 0
+    in_place = (channels_last or conv.taps == 1) and x.stride(1) == 1 and group_in % 16 == 0
     grid = (nblocks * c_p // tile.block_m + block_rows, r_p // tile.block_n * pieces, splits)
     weight_kernel[grid](
-        grad, x, flags, parts, crow, col, pixels, block_rows, rows, group_in * conv.taps, group_out, group_in,
-        conv.groups, batch, height, width, *out, split_size, dvalues.numel(), *grad.stride(), *x.stride(),
-        **conv.constants(), R=r, R_P=r_p, C=c, C_P=c_p, PIECES=pieces,
+        grad, x, flags, *targets, crow, col, pixels, block_rows, rows, group_in * conv.taps, group_out, group_in,
+        conv.groups, batch, height, width, *out, split_size, both, *grad.stride(), *x.stride(),
+        **conv.constants(), PER_TAP=cdiv(group_in, c) if channels_last else 0, R=r, R_P=r_p, C=c, C_P=c_p,
+        PIECES=pieces,
         BATCH_INNER=batch_inner(x), G_INNER=pixels_inner(grad), X_INNER=in_place or pixels_inner(x),
         WIDE=wide(x) or wide(grad), PRECISION=tile.precision,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SEARCH=min(padded(block_rows), 1024),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
-    if splits > 1:
-        reduce_kernel[(cdiv(dvalues.numel(), REDUCE_BLOCK),)](
-            parts, dvalues, dvalues.numel(), splits, BLOCK=REDUCE_BLOCK, num_warps=4, enable_fp_fusion=True
+    if parts is not None:
+        reduce_kernel[(cdiv(both, REDUCE_BLOCK),)](
+            parts, dvalues, dbias, size, both, splits, BLOCK=REDUCE_BLOCK, num_warps=4, enable_fp_fusion=True
         )
-    return dvalues
+    return dvalues, dbias

@@ -18,14 +18,16 @@ from pathlib import Path
 from lth_sparse.kernels import tables, trials
 from lth_sparse.kernels.tables import Bucket
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv", "fault",
-           "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
+__all__ = ["CONV_PRODUCTS", "DTYPES", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv",
+           "fault", "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
            "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
 #: The same of a convolution, in the same order; its tokens are the output pixels of all images.
 CONV_PRODUCTS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient")
+#: The same where the weight's columns are those of channels_last memory.
+NHWC_PRODUCTS = ("conv_nhwc_forward", "conv_nhwc_input_gradient", "conv_nhwc_weight_gradient")
 #: Bytes of an element, by the names that tables use.
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 #: ``tl.dot`` takes no side below 16.
@@ -81,7 +83,7 @@ class Problem:
     def sides(self) -> tuple[int, int]:
         """Padded sides of a block along (the accumulator's columns, the gathered axis)."""
         r, c = self.block
-        transposed = self.product in ("input_gradient", "conv_input_gradient")
+        transposed = self.product.endswith("input_gradient")
         return (padded(c), padded(r, 1)) if transposed else (padded(r), padded(c, 1))
 
     @property
@@ -152,7 +154,7 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     tokens. 128 bytes of an operand row in one step fill a shared-memory swizzle; 256 where so few tokens are at hand
     that reading the weights is all the work.
     """
-    if problem.product in CONV_PRODUCTS:
+    if problem.product in CONV_PRODUCTS + NHWC_PRODUCTS:
         return conv_heuristic(device, problem)
     size = DTYPES[problem.dtype]
     side, _ = problem.sides
@@ -174,17 +176,20 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     """The same for a convolution, where every element of a gathered tile has an address and a mask in registers.
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
-    with room for it, or that take operands from shared memory: others would spill.
+    with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
+    a run shares an address and a mask, and a step has its full depth.
     """
-    size = DTYPES[problem.dtype]
+    size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
-    gathers = problem.product != "conv_weight_gradient"
+    gathers = not problem.product.endswith("weight_gradient")
     block_m = min(padded(problem.tokens), 128) if gathers else 128
     block_n = min(side, (256 if device.hip or device.arch // 10 == 9 else 128) // size)
-    block_k = (128 if block_m <= 32 else 64) // size
+    block_k = (128 if block_m <= 32 else 64) * (2 if runs else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2
+    if runs and problem.sides[1] >= block_k:  # a step within one block, whose number is loaded a step ahead
+        gathers = False
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 

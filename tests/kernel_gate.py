@@ -19,21 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from kernel_gate_conv import RAGGED, UNIT_STRIDES, conv_arguments
 from kernel_gate_linear import EXTENTS, SHORT, arguments, combining, reducing, takes_tma
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lth_sparse.kernels import bsr_conv, bsr_conv_backward
+from lth_sparse.kernels import bsr_conv_backward
+from lth_sparse.kernels.conv_tiles import Conv
 from lth_sparse.kernels.launch import (
     CONV_PRODUCTS,
     DTYPES,
+    NHWC_PRODUCTS,
     PRODUCTS,
     Device,
     Problem,
     Tile,
     beside_relu,
     heuristic,
-    padded,
     precision_of,
     without_runs,
 )
@@ -49,19 +51,9 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     del DEVICES["gfx942"]  # linked by ROCm's own linker, which older wheels do not bring
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (64, 16), (16, 64))
 REGISTERS = 255
-#: Strides of 1 by how images lie in memory, and what is no multiple of 16 there in an ordinary layer.
-UNIT_STRIDES = {
-    "contiguous": ("x_w", "g_w", "t_w", "y_w"),
-    "channels_last": ("x_c", "g_o", "t_c", "y_o"),
-    "feature_major": ("x_n", "g_n", "t_n", "y_n"),
-}
 LINEAR_MEMORY = ("contiguous", "feature_major")
-SIZES = ("height", "width", "out_h", "out_w", "groups")
-IMAGE = {
-    "contiguous": (*SIZES, "batch", "x_h", "g_h", "t_h", "y_h"),
-    "channels_last": (*SIZES, "batch"),
-    "feature_major": SIZES,
-}
+#: The products over images.
+IMAGE_PRODUCTS = CONV_PRODUCTS + NHWC_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -91,59 +83,35 @@ class Compiled:
     bulk: int = 0
 
 
-def conv_arguments(problem: Problem, tile: Tile, memory: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """``arguments`` of a padded 3x3 convolution; of a 1x1 where ``memory`` is channels_last, for columns are
-    contiguous only then."""
-    element, (r, c) = SHORT[problem.dtype], problem.block
-    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-    constants: dict[str, Any] = blocks | {"PRECISION": tile.precision, "WIDE": False}
-    constants |= {"R": r, "C": c, "BATCH_INNER": memory == "feature_major"}
-    constants |= dict.fromkeys(("X_INNER", "Y_INNER", "G_INNER", "T_INNER"), memory == "contiguous")
-    pointers = {"x": element, "grad": element, "values": element, "bias": element, "y": element, "target": "fp32"}
-    pointers |= dict.fromkeys(("offsets", "indices", "perm"), "i32")
-    constants |= dict.fromkeys(UNIT_STRIDES[memory], 1)
-    if problem.product == "conv_input_gradient":
-        kernel = bsr_conv_backward.columns_kernel
-        constants |= {"R_P": padded(r, 1), "C_P": padded(c), "GROUPED": False, "SEARCH": 16}
-    else:
-        forward = problem.product == "conv_forward"
-        kernel = bsr_conv.forward_kernel if forward else bsr_conv_backward.weight_kernel
-        conv = bsr_conv.Conv((1, 1)) if memory == "channels_last" else bsr_conv.Conv((3, 3), padding=(1, 1))
-        constants |= conv.constants() | {"R_P": padded(r), "C_P": padded(c, 1), "PIECES": 1}
-        constants |= {"EVEN": True} if forward else {"value_mask": None, "SEARCH": 256}
-        if memory == "channels_last" and not forward:
-            constants["X_INNER"] = True  # there, too, Triton sees the runs
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    signature = {
-        name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
-        for name in kernel.arg_names
-    }
-    return kernel, signature, constants
-
-
 def compile_one(
-    name: str, problem: Problem, tile: Tile | None = None, memory: str = "contiguous", extent: str = "plain"
+    name: str,
+    problem: Problem,
+    tile: Tile | None = None,
+    memory: str = "contiguous",
+    extent: str = "plain",
+    convolution: Conv | None = None,
 ) -> Compiled:
     """Compile one problem for one device; without a tile, the one that the heuristic takes.
 
     Args:
         memory: how activations lie; the images of a convolution: a name of ``UNIT_STRIDES``.
         extent: what a linear product does beside the product, one of ``EXTENTS``.
+        convolution: another than the usual one.
     """
     target, device = DEVICES[name]
     tile = tile or heuristic(device, problem)
     if extent == "full" and problem.product in PRODUCTS[1:]:
         tile = beside_relu(tile, gathers=problem.product == "input_gradient")
-    conv = problem.product in CONV_PRODUCTS
+    conv = problem.product in IMAGE_PRODUCTS
     if memory == "ragged" and problem.product == "forward" and DTYPES[problem.dtype] == 2:
         tile = without_runs(tile)
     if conv:
-        kernel, signature, constants = conv_arguments(problem, tile, memory)
+        kernel, signature, constants = conv_arguments(problem, tile, memory, SHORT[problem.dtype], convolution)
     else:
         kernel, signature, constants = arguments(problem, tile, memory, extent)
     # Sizes and strides that 16 divides and pointers that are aligned: what a launch on an ordinary layer specialises.
     # Images are no such sizes, and rows of a contiguous image no such strides.
-    ragged = IMAGE[memory] if conv else ("x_m", "red_size") * (memory == "ragged")
+    ragged = RAGGED[memory] if conv else ("x_m", "red_size") * (memory == "ragged")
     plain = {arg for arg in kernel.arg_names if signature[arg] != "constexpr" and "desc" not in signature[arg]}
     given = [(index,) for index, arg in enumerate(kernel.arg_names) if arg in plain.difference(ragged)]
     whole = {where: [["tt.divisibility", 16]] for where in given}
@@ -177,7 +145,7 @@ def compile_small(name: str, kind: str, dtype: str) -> tuple[int, int]:
 def folding(dtype: str, memory: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """``arguments`` of the kernel that folds the columns of a 3x3 convolution's input gradient."""
     kernel = bsr_conv_backward.fold_kernel
-    constants: dict[str, Any] = bsr_conv.Conv((3, 3), (2, 2), (1, 1)).constants()
+    constants: dict[str, Any] = Conv((3, 3), (2, 2), (1, 1)).constants()
     constants |= {"BATCH_INNER": memory == "feature_major", "WIDE": False}
     constants |= {"BLOCK": bsr_conv_backward.FOLD_BLOCK}
     constants |= {"s_n" if memory == "feature_major" else "s_w": 1, "x_n" if memory == "feature_major" else "x_w": 1}
@@ -236,7 +204,7 @@ def faults(one: Compiled) -> list[str]:
         return found
     if target.arch == 90 and one.tile.block_m >= 64 and not all(name.startswith("wgmma") for name in one.mma):
         found.append(f"{one.mma} instead of wgmma")
-    conv = one.problem.product in CONV_PRODUCTS
+    conv = one.problem.product in IMAGE_PRODUCTS
     if conv and one.memory == "contiguous":  # its pixels are no aligned runs, and are loaded element by element
         return found
     if not one.copies:
@@ -269,7 +237,7 @@ def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
     float32 comes in both precisions, three TF32 products and one, where a user may choose; tiles by descriptor where
     the heuristic takes them.
     """
-    for name, product, dtype, block in itertools.product(DEVICES, PRODUCTS + CONV_PRODUCTS, DTYPES, BLOCKS):
+    for name, product, dtype, block in itertools.product(DEVICES, PRODUCTS + IMAGE_PRODUCTS, DTYPES, BLOCKS):
         _, device = DEVICES[name]
         # The tile of a weight gradient does not depend on the tokens.
         for tokens in (4096,) if product.endswith("weight_gradient") else (4096, 64, 1):
@@ -297,7 +265,7 @@ def row(one: Compiled) -> str:
     launch = f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.num_warps} s{tile.num_stages}{' tma' * tile.tma}"
     block = f"{problem.block[0]:>3}x{problem.block[1]:<3}"
     extent = "+" if one.extent == "full" else ""
-    name = f"{problem.product + extent:<20} {one.memory:<13} {dtype:<8} {block} {problem.tokens:>4}"
+    name = f"{problem.product + extent:<25} {one.memory:<13} {dtype:<8} {block} {problem.tokens:>4}"
     facts = f"{one.registers:>4} {one.spills:>6} {one.shared:>7}"
     copies = ", ".join(f"{size}B x{one.copies.count(size)}" for size in sorted(set(one.copies), reverse=True))
     return f"{one.device:<7} {name}  {launch:<20} {facts}  {', '.join(one.mma):<28} {copies}"
@@ -306,7 +274,7 @@ def row(one: Compiled) -> str:
 def main() -> int:
     """Compile everything, print the table; 1 if a configuration breaks a rule."""
     print(f"Triton {triton.__version__}; compiled ahead of time, not run")
-    head = f"{'device':<7} {'product':<20} {'memory':<13} {'dtype':<8} {'block':>7} {'M':>4}  {'tile':<20}"
+    head = f"{'device':<7} {'product':<25} {'memory':<13} {'dtype':<8} {'block':>7} {'M':>4}  {'tile':<20}"
     print(f"{head} regs spills  shared  {'mma':<28} asynchronous copies")
     broken = 0
     for name, kind, dtype in itertools.product(DEVICES, SMALL_KERNELS, DTYPES):

@@ -14,6 +14,7 @@ LAYOUT_MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "csr_narrow": lambda mask: CSR.from_mask(mask).narrow(),
     "bsr": lambda mask: BSR.from_mask(mask, (4, 3), "zeros"),
     "bsr_vector": lambda mask: BSR.from_mask(mask, (4, 1), "zeros"),
+    "bsr_channels_last": lambda mask: BSR.from_mask(mask, (4, 3), "zeros", channels_last=True),
     "bsr_wide": lambda mask: BSR.from_mask(mask, (8, 8), "zeros"),
     "dense": Dense.from_mask,
 }

@@ -6,6 +6,9 @@ its weights' scores (with magnitude, sum |w|), and it lives or dies as a whole; 
     spelling      view                               tile
     weight        [out, in/groups * prod(kernel)]    1 x 1
     block:RxC     the same                           R x C
+    block:RxC:channels_last
+                  [out, prod(kernel) * in/groups]    R x C, C consecutive channels at one position of the kernel: the
+                                                     blocks of a channels_last :class:`lth_sparse.formats.BSR`
     vector:Rx1    the same                           R x 1, and vector:1xC
     row           the same                           1 x all: a neuron's inputs
     column        the same                           all x 1: what one input column is multiplied by
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
+from lth_sparse.formats.layout import from_tap_matrix, tap_matrix
 
 __all__ = ["FORMS", "Form", "Granularity"]
 
@@ -45,7 +49,7 @@ class Granularity:
     Attributes:
         name: what the user typed.
         rows, cols: size of the tile in the view; None is the full height or width.
-        view: "matrix", "channel" or "kernel", see the head of this file.
+        view: "matrix", "channel", "kernel" or "tap", see the head of this file; "tap" is "matrix" for linear layers.
         of: the N and M of "N:M"; None for the others.
         convolutions: it is only for convolutions.
     """
@@ -76,7 +80,7 @@ class Granularity:
     @property
     def block(self) -> tuple[int, int] | None:
         """(rows, cols) of a real block, None for what is none: what a BSR layout may be asked for."""
-        if self.view != "matrix" or self.rows is None or self.cols is None or self.rows * self.cols == 1:
+        if self.view not in ("matrix", "tap") or self.rows is None or self.cols is None or self.rows * self.cols == 1:
             return None
         return self.rows, self.cols
 
@@ -118,6 +122,8 @@ class Granularity:
         matrix = tiles.reshape(rows, cols).repeat_interleave(tile_rows, 0).repeat_interleave(tile_cols, 1)
         height, width = self._size(shape)
         matrix = matrix[:height, :width]
+        if self._by_tap(shape):
+            return from_tap_matrix(matrix, tuple(shape), tile_cols)
         if self.view == "channel":
             return matrix.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
         return matrix.reshape(shape).contiguous()
@@ -196,7 +202,18 @@ class Granularity:
     def _single(self) -> bool:
         return (self.rows, self.cols) == (1, 1)
 
+    @property
+    def channels_last(self) -> bool:
+        """Columns of a convolution's weight go by kernel position first."""
+        return self.view == "tap"
+
+    def _by_tap(self, shape: Shape) -> bool:
+        return self.view == "tap" and len(shape) > 2
+
     def _matrix(self, weight: Tensor) -> Tensor:
+        if self._by_tap(weight.shape):
+            assert self.cols is not None
+            return tap_matrix(weight, self.cols)
         if self.view == "channel":
             weight = weight.transpose(0, 1)
         matrix = weight.reshape(self._size(weight.shape) if self.view == "kernel" else (weight.shape[0], -1))
@@ -208,6 +225,9 @@ class Granularity:
             return shape[1], shape[0] * math.prod(shape[2:])
         if self.view == "kernel":
             return shape[0] * shape[1], math.prod(shape[2:])
+        if self._by_tap(shape):  # channels of a tap are padded to whole tiles
+            assert self.cols is not None
+            return shape[0], math.prod(shape[2:]) * math.ceil(shape[1] / self.cols) * self.cols
         return shape[0], math.prod(shape[1:])
 
     def _grid(self, shape: Shape) -> tuple[int, int, int, int]:
@@ -252,6 +272,11 @@ FORMS: tuple[Form, ...] = (
     Form("'weight'", "weight", Granularity),
     Form("'row'", "row", lambda text: Granularity(text, 1, None)),
     Form("'block:RxC', such as 'block:16x16'", f"block:{_NUMBER}x{_NUMBER}", Granularity),
+    Form(
+        "'block:RxC:channels_last'",
+        f"block:{_NUMBER}x{_NUMBER}:channels_last",
+        lambda text, rows, cols: Granularity(text, rows, cols, view="tap"),
+    ),
     Form("'vector:Rx1'", f"vector:{_NUMBER}x{_NUMBER}", _vector),
     Form("'column'", "column", lambda text: Granularity(text, None, 1)),
     Form("'filter'", "filter", lambda text: Granularity(text, 1, None, convolutions=True)),

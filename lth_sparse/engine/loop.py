@@ -36,7 +36,7 @@ from lth_sparse.engine.selection import check_granularity, check_prunable, layer
 from lth_sparse.engine.settings import Settings
 from lth_sparse.engine.snapshot import Snapshot, load_tensors
 from lth_sparse.engine.stability import Stability, is_no_data_order
-from lth_sparse.engine.states import aliases_of, checked_state, stored_names
+from lth_sparse.engine.states import aliases_of, tensors_of
 from lth_sparse.engine.strict import Strict
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, RunError, expected
@@ -84,7 +84,7 @@ class Search(Iterator[Level]):
         self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
         self._callbacks = tuple(callbacks) if leads() else ()
         self._directory = None
-        signature = {name: [list(t.shape), str(t.dtype)] for name, t in checked_state(self._template).items()}
+        signature = {name: [list(t.shape), str(t.dtype)] for name, t in tensors_of(self._template).items()}
         asked = (settings.hyperparameters(), settings.controls, settings.control_levels, settings.strict, signature)
         self._asked = repr((*asked, directory is None))
         if directory is not None:
@@ -261,7 +261,7 @@ class Search(Iterator[Level]):
         """Hand the level out, time its training, and keep what came of it."""
         started_from = dense_state_dict(level.model)
         initial = started_from if self._rewind.keeps_start or level.control else self._start.tensors
-        initial = {name: initial[name].detach().cpu().clone() for name in stored_names(started_from, self._aliases)}
+        initial = {name: initial[name].detach().cpu().clone() for name in started_from if name not in self._aliases}
         del started_from
         with preserved_rng():  # a progress bar must not change what is trained
             shared(lambda: emit(self._callbacks, "on_level_start", level))
@@ -285,7 +285,7 @@ class Search(Iterator[Level]):
         level = self._make_level(model, 0, self._everything, seed, rewound_to=self._start)
         level.finish(0.0)
         state = dense_state_dict(level.model)
-        initial = {name: state[name].detach().cpu().clone() for name in stored_names(state, self._aliases)}
+        initial = {name: state[name].detach().cpu().clone() for name in state if name not in self._aliases}
         self._keep(*shared(lambda: (self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})))
 
     # --- the parts they are made of ----------------------------------------------------------------------------------
@@ -302,8 +302,14 @@ class Search(Iterator[Level]):
         if not pruned:
             return model, []
         settings = self.settings
-        layout = settings.layout_for(pruned)
-        report = sparsify_(model, pruned, layout=layout, block=settings.block, break_even=settings.break_even)
+        report = sparsify_(
+            model,
+            pruned,
+            layout=settings.layout_for(pruned),
+            block=settings.block,
+            channels_last=settings.channels_last,
+            break_even=settings.break_even,
+        )
         fuse_relu_(model)
         if settings.feature_major:
             feature_major_(model)

@@ -83,8 +83,8 @@ def find_ticket(
             their papers do; training level 0 is then only for comparison.
         scope: "layer", "global": layers of equal rate compete, or "erk": they share their total by Erdos-Renyi-Kernel
             densities, see :mod:`lth_sparse.engine.erk`.
-        granularity: "weight", "row", "block:RxC", "vector:Rx1", "column", "filter", "channel", "kernel" or "N:M", see
-            :mod:`lth_sparse.engine.granularity`.
+        granularity: "weight", "row", "block:RxC", "block:RxC:channels_last", "vector:Rx1", "column", "filter",
+            "channel", "kernel" or "N:M", see :mod:`lth_sparse.engine.granularity`.
         rewind: "init", a step such as "500it" or epochs such as "3ep" (attach the optimiser, see
             :meth:`Level.attach`), "auto", "continue", "lr" or "finetune", see :mod:`lth_sparse.engine.rewinding`.
         rewind_error: ``rewind_error(model)`` -> share of wrong answers, from which rewind="auto" takes the barriers

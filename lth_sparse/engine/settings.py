@@ -135,6 +135,11 @@ class Settings:
         return "2:4" if max(most, default=0) <= 2 else "dense"
 
     @property
+    def channels_last(self) -> bool:
+        """Whether those blocks are of channels_last weights."""
+        return self.block is not None and Granularity.parse(self.granularity).channels_last
+
+    @property
     def depth(self) -> int:
         """Number of prunings."""
         assert self.levels is not None  # __post_init__ has filled it in

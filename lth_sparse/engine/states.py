@@ -1,17 +1,15 @@
-"""The state_dict of a search's model: tensors only, and which of its names mean the same tensor."""
+"""What a model's state_dict holds: tensors only, and which of its names are further names of the same tensor."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from lth_sparse.errors import ArgumentError, expected
 
-__all__ = ["aliases_of", "checked_state", "stored_names"]
+__all__ = ["aliases_of", "tensors_of"]
 
 
-def checked_state(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """state_dict, checked to hold tensors only."""
     state = model.state_dict()
     for name, value in state.items():
@@ -25,14 +23,9 @@ def aliases_of(model: nn.Module) -> dict[str, str]:
     """Names in the state_dict of parameters and buffers that appear in it under an earlier name."""
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    checked_state(model)
+    tensors_of(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         earlier = first.setdefault(id(tensor), name)
         if earlier != name:
             aliases[name] = earlier
     return aliases
-
-
-def stored_names(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> list[str]:
-    """The names under which tensors are stored: all but the aliases."""
-    return [name for name in state if name not in aliases]

@@ -113,6 +113,7 @@ class Ticket:
         *,
         layout: str = "auto",
         block: tuple[int, int] | None = None,
+        channels_last: bool = False,
         cover: str | None = None,
         sample_input: Any = None,
         inplace: bool = False,
@@ -122,7 +123,7 @@ class Ticket:
         Args:
             model: the plain architecture that the ticket was found in; its own weights do not matter.
             weights: "initial" or "trained".
-            layout, block, cover, sample_input: as for :func:`lth_sparse.sparsify_`.
+            layout, block, channels_last, cover, sample_input: as for :func:`lth_sparse.sparsify_`.
             inplace: change ``model`` itself instead of a deep copy.
 
         Raises:
@@ -137,7 +138,15 @@ class Ticket:
         model.load_state_dict(state, strict=True)
         pruned = {name: mask for name, mask in self.masks.items() if not bool(mask.all())}
         if pruned:
-            sparsify_(model, pruned, layout=layout, block=block, cover=cover, sample_input=sample_input)
+            sparsify_(
+                model,
+                pruned,
+                layout=layout,
+                block=block,
+                channels_last=channels_last,
+                cover=cover,
+                sample_input=sample_input,
+            )
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -23,24 +23,35 @@ __all__ = ["BSR", "CSR", "LAYOUTS", "Dense", "Layout", "Mask", "MaskStats", "Sem
 LAYOUTS: dict[str, type[Layout]] = {layout.kind: layout for layout in (CSR, BSR, Dense, SemiStructured)}
 
 
-def make_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None, cover: str | None = None) -> Layout:
+def make_layout(
+    kind: str,
+    mask: Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+    cover: str | None = None,
+    channels_last: bool = False,
+) -> Layout:
     """Layout of the named kind for ``mask``.
 
     Args:
         kind: ``"csr"``, ``"bsr"``, ``"dense"`` or ``"2:4"``.
         mask: bool tensor shaped like the dense weight.
         block: ``(rows, cols)`` of a block; required for ``"bsr"``, refused for the others.
-        cover: see :meth:`BSR.from_mask`; only for ``"bsr"``.
+        cover, channels_last: see :meth:`BSR.from_mask`; only for ``"bsr"``.
     """
     if kind not in LAYOUTS:
         raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, LAYOUTS))}", repr(kind)))
     if kind == "bsr":
         if block is None:
             raise ArgumentError(expected("block", "(rows, cols) with layout='bsr'", block))
-        return BSR.from_mask(mask, block, cover)  # type: ignore[arg-type]  # checked inside
+        return BSR.from_mask(mask, block, cover, channels_last)  # type: ignore[arg-type]  # checked inside
     for name, value in (("block", block), ("cover", cover)):
         if value is not None:
             raise ArgumentError(expected(name, f"None with layout={kind!r} (it is for layout='bsr')", repr(value)))
+    if channels_last is not False:
+        raise ArgumentError(
+            expected("channels_last", f"False with layout={kind!r} (it is for layout='bsr')", channels_last)
+        )
     others: dict[str, Callable[[Tensor], Layout]] = {
         "csr": CSR.from_mask,
         "dense": Dense.from_mask,

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 
-__all__ = ["Layout", "check_mask", "compressed", "matrix_view", "transpose_compressed"]
+__all__ = ["Layout", "check_mask", "compressed", "from_tap_matrix", "matrix_view", "tap_matrix", "transpose_compressed"]
 
 Self = TypeVar("Self", bound="Layout")
 
@@ -89,6 +90,11 @@ class Layout(ABC):
             return self
         named: dict[str, Any] = dict(zip(self.INDEX_NAMES, index, strict=True))
         return replace(self, **named)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the compact values follow the weight in channels_last memory order, see :class:`BSR`."""
+        return False
 
     @property
     @abstractmethod
@@ -176,6 +182,23 @@ def check_mask(mask: Tensor, argument: str = "mask") -> Tensor:
 def matrix_view(dense: Tensor) -> Tensor:
     """``[out, in, *kernel]`` as the matrix ``[rows, cols]``; ``reshape(rows, -1)`` would fail for empty tensors."""
     return dense.reshape(dense.shape[0], math.prod(dense.shape[1:]))
+
+
+def tap_matrix(dense: Tensor, width: int) -> Tensor:
+    """``[out, in, *kernel]`` as the matrix ``[out, taps * in]`` of its channels_last memory order: the columns are the
+    kernel positions (taps), and within each of them its input channels, padded with zeros to a multiple of ``width``.
+    """
+    last = dense.movedim(1, -1)
+    channels, size = dense.shape[1], (*last.shape[:-1], -(-dense.shape[1] // width) * width)
+    padded = F.pad(last, (0, size[-1] - channels)) if dense.numel() else last.new_zeros(size)
+    return matrix_view(padded)
+
+
+def from_tap_matrix(matrix: Tensor, shape: tuple[int, ...], width: int) -> Tensor:
+    """The way back: the tensor of ``shape`` whose :func:`tap_matrix` is ``matrix``."""
+    out, channels, *kernel = shape
+    last = matrix.reshape(out, *kernel, -(-channels // width) * width)
+    return last[..., :channels].movedim(-1, 1).contiguous()
 
 
 def compressed(occupied: Tensor) -> tuple[Tensor, Tensor]:

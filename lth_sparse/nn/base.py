@@ -25,6 +25,9 @@ __all__ = ["DENSE_STATE", "SparseModule", "build_layout", "check_weight_mask", "
 
 Self = TypeVar("Self", bound="SparseModule")
 
+#: Entry of a state_dict that says of saved blocks that they are those of a channels_last weight.
+ORDER = "channels_last"
+
 #: While set, sparse modules write dense entries into a state_dict. Maps ids of ``values`` to dense weights made so far.
 DENSE_STATE: ContextVar[dict[int, Tensor] | None] = ContextVar("lth_sparse_dense_state", default=None)
 
@@ -44,7 +47,8 @@ class SparseModule(nn.Module):
         activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"`` when the layer computes the activation behind
             it as well, see :func:`lth_sparse.nn.fuse_activations_`; else None. Its dense form is without.
 
-    The state_dict holds ``values``, ``bias`` and the index tensors that identify the mask. ``load_state_dict`` takes
+    The state_dict holds ``values``, ``bias`` and the index tensors that identify the mask, and for a channels_last BSR
+    layout ``channels_last``: without it, saved blocks are those of a contiguous weight. ``load_state_dict`` takes
     that when the mask is the same, or a dense one (``weight``, ``bias``), of which it reads the weights that this
     module's own mask keeps.
     """
@@ -82,6 +86,7 @@ class SparseModule(nn.Module):
         layout: str = "csr",
         block: tuple[int, int] | None = None,
         cover: str | None = None,
+        channels_last: bool = False,
     ) -> Self:
         """Sparse layer that computes what ``module`` computes with its weight multiplied by ``mask``.
 
@@ -89,7 +94,7 @@ class SparseModule(nn.Module):
             module: a dense layer of exactly the matching class. A mask that torch's pruning tools put on it is
             honoured. mask: bool, shape of the weight, True where a weight is kept. Moved to the weight's device.
             layout: ``"csr"``, ``"bsr"``, ``"dense"`` or ``"2:4"``.
-            block, cover: see :func:`lth_sparse.formats.make_layout`.
+            block, cover, channels_last: see :func:`lth_sparse.formats.make_layout`.
 
         Raises:
             ArgumentTypeError: ``module`` is not of the matching class, or ``mask`` is no tensor.
@@ -105,7 +110,7 @@ class SparseModule(nn.Module):
         assert weight is not None  # refusal has seen it
         mask = check_weight_mask(mask, weight.shape, "mask").to(weight.device)
         refuse_revival(mask, weight_mask(module), "mask")
-        return cls(module, build_layout(layout, mask, block=block, cover=cover))
+        return cls(module, build_layout(layout, mask, block=block, cover=cover, channels_last=channels_last))
 
     @property
     def layout(self) -> Layout:
@@ -180,6 +185,7 @@ class SparseModule(nn.Module):
 
     def extra_repr(self) -> str:
         block = f" {'x'.join(map(str, self.values.shape[1:]))}" if self.values.dim() == 3 else ""
+        block += " channels_last" * self._layout.channels_last
         activation = f", activation={self.activation}" if self.activation else ""
         return f"{self._shell().extra_repr()}, density={self.density:.4g}, layout={self.layout.kind}{block}{activation}"
 
@@ -210,6 +216,8 @@ class SparseModule(nn.Module):
         made = DENSE_STATE.get()
         if made is None:
             super()._save_to_state_dict(destination, prefix, keep_vars)
+            if self._layout.channels_last:
+                destination[prefix + ORDER] = torch.ones((), dtype=torch.bool)
             return
         if id(self.values) not in made:
             made[id(self.values)] = self.weight
@@ -228,10 +236,11 @@ class SparseModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         state = dict(state_dict)
+        channels_last = state.pop(prefix + ORDER, None) is not None
         if isinstance(state.get(prefix + "weight"), Tensor) and prefix + "values" not in state:
             self._read_dense(state, prefix, error_msgs)
         else:
-            self._check_index(state, prefix, error_msgs)
+            self._check_index(state, prefix, channels_last, error_msgs)
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         self._move_index()
 
@@ -245,16 +254,18 @@ class SparseModule(nn.Module):
             state[prefix + "values"] = self.values.detach()
             error_msgs.append(expected(prefix + "weight", f"shape {list(layout.shape)}", f"{list(weight.shape)}"))
 
-    def _check_index(self, state: dict[str, Any], prefix: str, error_msgs: list[str]) -> None:
-        """Report index tensors in ``state`` that belong to another mask; keep the own ones whatever their dtype."""
+    def _check_index(self, state: dict[str, Any], prefix: str, channels_last: bool, error_msgs: list[str]) -> None:
+        """Report index tensors in ``state`` that belong to another mask, or to another order of blocks; keep the own
+        ones whatever their dtype."""
         for name in self._layout.KEY_NAMES:
             other = state.get(prefix + name)
             if not isinstance(other, Tensor):
                 continue  # reported as missing
             own = state[prefix + name] = self._buffers[name]
-            if not _same_index(own, other):
+            if channels_last != self._layout.channels_last or not _same_index(own, other):
+                kind = self._layout.kind + " channels_last" * self._layout.channels_last
                 error_msgs.append(
-                    f"{prefix}{name}: belongs to another mask or layout than this module's (layout {self.layout.kind}, "
+                    f"{prefix}{name}: belongs to another mask or layout than this module's (layout {kind}, "
                     f"density {self.density:.4g}). Give the model the same masks first, or load a dense state_dict "
                     "(see lth_sparse.dense_state_dict), which is read through this module's mask"
                 )
@@ -263,9 +274,16 @@ class SparseModule(nn.Module):
                 return
 
 
-def build_layout(kind: str, mask: Tensor, *, block: tuple[int, int] | None = None, cover: str | None = None) -> Layout:
+def build_layout(
+    kind: str,
+    mask: Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+    cover: str | None = None,
+    channels_last: bool = False,
+) -> Layout:
     """Layout of ``mask`` as a layer stores it."""
-    return as_stored(make_layout(kind, mask, block=block, cover=cover))
+    return as_stored(make_layout(kind, mask, block=block, cover=cover, channels_last=channels_last))
 
 
 def as_stored(layout: Layout) -> Layout:

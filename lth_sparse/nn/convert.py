@@ -39,6 +39,7 @@ def sparsify_(
     *,
     layout: str = "auto",
     block: tuple[int, int] | None = None,
+    channels_last: bool = False,
     cover: str | None = None,
     sample_input: Any = None,
     measure: bool = True,
@@ -59,6 +60,10 @@ def sparsify_(
             :mod:`lth_sparse.ops.cuda_semi`; the masks keep at most two of every four weights, see
             :meth:`lth_sparse.formats.SemiStructured.from_mask`.
         block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
+        channels_last: cut the blocks of convolutions from the weight in channels_last memory order, so that each lies
+            at one kernel position: block-sparse convolutions on GPUs are made for it, and for channels_last
+            activations, whose format they keep. There is no kernel for it on CPUs. Linear layers are the same either
+            way.
         cover: what BSR does with pruned weights inside kept blocks, see :meth:`lth_sparse.formats.BSR.from_mask`.
         sample_input: what to call the model with (a tensor, a tuple of arguments, a mapping of keyword arguments), so
             that speed-ups are measured on the real shapes. Timings are remembered on disk, see
@@ -76,7 +81,7 @@ def sparsify_(
             parameter that has no sparse form or is tied to one without, a layer with hooks or parametrizations that
             would be lost, a mask that keeps weights pruned before, nothing pruned at all. The model is unchanged then.
     """
-    _check_layout(layout, block, cover)
+    _check_layout(layout, block, cover, channels_last)
     evens = check_break_even(break_even)
     check_root(check_model(model))
     tree = ModuleTree(model)
@@ -90,8 +95,8 @@ def sparsify_(
     rows: list[LayerReport] = []
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
-        choice = _choose(request, layout, block, cover, samples, measure, evens.get(request.name))
-        converted = _convert(request, _layout(request, choice.kind, choice.block, cover))
+        choice = _choose(request, layout, block, cover, channels_last, samples, measure, evens.get(request.name))
+        converted = _convert(request, _layout(request, choice.kind, choice.block, cover, channels_last))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
     for old, new in replacements:
@@ -152,14 +157,15 @@ def _spare_index(model: nn.Module) -> None:
         setattr(model, _DDP_IGNORED, list(dict.fromkeys([*(name for name in before if name in present), *index])))
 
 
-def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None) -> None:
+def _check_layout(layout: str, block: tuple[int, int] | None, cover: str | None, channels_last: bool) -> None:
     """Refuse what no mask could make valid, before the model is looked at."""
     kinds = ("auto", *LAYOUTS)
     if layout not in kinds:
         raise ArgumentError(expected("layout", f"one of {', '.join(map(repr, kinds))}", layout))
-    if layout == "auto" and block is None and cover is None:
+    if layout == "auto" and block is None and cover is None and channels_last is False:
         return
-    build_layout("bsr" if layout == "auto" else layout, torch.zeros(1, 4, dtype=torch.bool), block=block, cover=cover)
+    kind, none = "bsr" if layout == "auto" else layout, torch.zeros(1, 4, dtype=torch.bool)
+    build_layout(kind, none, block=block, cover=cover, channels_last=channels_last)
 
 
 def check_break_even(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -184,6 +190,7 @@ def _choose(
     layout: str,
     block: tuple[int, int] | None,
     cover: str | None,
+    channels_last: bool,
     samples: dict[int, Tensor] | None,
     measure: bool,
     even: float | None,
@@ -199,7 +206,7 @@ def _choose(
     sample = samples[id(module)] if samples and reached else None
     kinds: tuple[str, ...] = (layout,)
     if layout == "auto":
-        tried = block is not None and _fits_blocks(request.mask, block, cover)
+        tried = block is not None and _fits_blocks(request.mask, block, cover, channels_last)
         kinds = ("csr", "bsr", "dense") if tried else ("csr", "dense")
     choice = plan.choose_layout(
         weight,
@@ -212,6 +219,7 @@ def _choose(
         block=block if "bsr" in kinds else None,
         kinds=kinds,
         break_even=even,
+        channels_last=channels_last and "bsr" in kinds,
     )
     if layout != "auto":  # the user's word stands, whatever the plan would rather have
         measured = (choice.speedup_forward, choice.speedup_backward) if choice.kind == layout else (None, None)
@@ -219,20 +227,22 @@ def _choose(
     return replace(choice, note="; ".join(filter(None, (choice.note, note))))
 
 
-def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None) -> bool:
+def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None, channels_last: bool) -> bool:
     """True when BSR in ``block`` can hold the mask under ``cover``; both were checked for themselves before."""
     try:
-        build_layout("bsr", mask, block=block, cover=cover)
+        build_layout("bsr", mask, block=block, cover=cover, channels_last=channels_last)
     except ArgumentError:
         return False
     return True
 
 
-def _layout(request: Request, kind: str, block: tuple[int, int] | None, cover: str | None) -> Layout:
-    """Layout of the chosen kind; ``block`` and ``cover`` speak of BSR only."""
-    options: dict[str, Any] = {"block": block, "cover": cover} if kind == "bsr" else {}
+def _layout(
+    request: Request, kind: str, block: tuple[int, int] | None, cover: str | None, channels_last: bool
+) -> Layout:
+    """Layout of the chosen kind; the other arguments speak of BSR only."""
+    bsr: dict[str, Any] = {"block": block, "cover": cover, "channels_last": channels_last}
     try:
-        return build_layout(kind, request.mask, **options)
+        return build_layout(kind, request.mask, **(bsr if kind == "bsr" else {}))
     except ArgumentError as error:  # which of the masks
         raise ArgumentError(f"{request.name}: {error}") from error
 
@@ -244,6 +254,7 @@ def _convert(request: Request, layout: Layout) -> list[SparseModule]:
     for module in request.modules:
         if isinstance(module, SparseModule):
             alike = module.layout.kind == layout.kind and module.layout.values_shape == layout.values_shape
+            alike = alike and module.layout.channels_last == layout.channels_last
             if alike and torch.equal(module.mask, layout.mask()):
                 return [old for old in request.modules if isinstance(old, SparseModule)]
             new = type(module)(module.to_dense(), layout, values)
@@ -267,6 +278,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         nnz=layout.nnz,
         layout=layout.kind,
         block=choice.block if layout.kind == "bsr" else None,
+        channels_last=layout.channels_last,
         backend=backend_of(
             layout.kind,
             values.device,
@@ -274,6 +286,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
             len(layout.shape),
             shape=layout.shape,
             pointwise=pointwise,
+            channels_last=layout.channels_last,
         ),
         bytes_dense=layout.numel * values.element_size(),
         bytes_sparse=values.nbytes + layout.nbytes,

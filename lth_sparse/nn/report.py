@@ -43,6 +43,7 @@ class LayerReport:
         speedup_forward, speedup_backward: time of dense torch over the layer's own, measured on ``sample_input``; None
             when not measured.
         note: why this layout, or why the layer was left alone.
+        channels_last: the blocks are those of a channels_last weight.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LayerReport:
     speedup_forward: float | None
     speedup_backward: float | None
     note: str
+    channels_last: bool = False
 
     @property
     def numel(self) -> int:
@@ -70,6 +72,7 @@ class LayerReport:
     def cells(self) -> tuple[str, ...]:
         """The row of the table, in the order of ``HEADER``."""
         block = f" {self.block[0]}x{self.block[1]}" if self.block else ""
+        block += " channels_last" * self.channels_last
         return (
             self.name,
             self.kind,

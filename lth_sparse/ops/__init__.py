@@ -14,6 +14,7 @@ from lth_sparse.ops.backend import HAS_TRITON, backend_of, use_backend
 
 if HAS_TRITON:
     from lth_sparse.ops import cuda as _cuda  # noqa: F401  # registers the CUDA kernels
+    from lth_sparse.ops import cuda_conv as _cuda_conv  # noqa: F401  # and those of convolutions
     from lth_sparse.ops import cuda_csr as _cuda_csr  # noqa: F401  # and those for unstructured weights
 
 __all__ = ["backend_of", "functional", "use_backend"]

@@ -82,11 +82,13 @@ class _Conv2d(torch.autograd.Function):
         groups: int,
         index: Sequence[Tensor],
         activation: str,
+        order: tuple[bool, ...],
         plain: bool,
     ) -> Tensor:
-        ctx.kind, ctx.shape, ctx.index, ctx.conv = kind, shape, index, (stride, padding, dilation, groups)
+        ctx.kind, ctx.shape, ctx.index, ctx.order = kind, shape, index, order
+        ctx.conv = (stride, padding, dilation, groups)
         op = OPS[kind].conv2d
-        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv, activation)
+        y: Tensor = (op.direct if plain else op)(x, values, bias, index, shape, *ctx.conv, activation, *order)
         if activation == "relu":
             ctx.save_for_backward(x, values, y)
         else:
@@ -100,16 +102,16 @@ class _Conv2d(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:3])
         found: Sequence[Tensor | None]
         if torch.is_grad_enabled():
-            layout = reference.layout_of(ctx.kind, ctx.shape, index, values)
+            layout = reference.layout_of(ctx.kind, ctx.shape, index, values, *ctx.order)
             stride, padding, dilation, groups = ctx.conv
             grad = reference.before_relu(grad, activated)
             found = reference.conv2d_backward(grad, x, values, layout, stride, padding, dilation, groups, wanted)
         else:
             op = OPS[ctx.kind].conv2d_backward
             found = (op.direct if is_plain(grad) else op)(
-                grad, x, values, index, ctx.shape, *ctx.conv, wanted, activated
+                grad, x, values, index, ctx.shape, *ctx.conv, wanted, activated, *ctx.order
             )
-        return _unwrap(found, wanted, 9)
+        return _unwrap(found, wanted, 10)
 
 
 # Function.apply without its preparations for torch.func, two microseconds a call that a plain tensor does not need.
@@ -220,14 +222,17 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
     activation: str = "none",
+    channels_last: bool = False,
 ) -> Tensor:
     """Differentiable sparse conv2d over ``x`` ``[N, C, H, W]``, zero padding. Checks nothing."""
     plain = is_plain(x)
+    order = (True,) * channels_last  # of BSR alone, and so no argument of the other kinds' operators
     if torch.is_grad_enabled():
         apply, tail = _apply_conv2d if plain else _Conv2d.apply, (stride, padding, dilation, groups, index)
         if activation in DIFFERENTIATED or not wants_gradients(x, values, bias):
-            return apply(x, values, bias, kind, shape, *tail, activation, plain)
-        return reference.activate(apply(x, values, bias, kind, shape, *tail, "none", plain), activation)
+            return apply(x, values, bias, kind, shape, *tail, activation, order, plain)
+        return reference.activate(apply(x, values, bias, kind, shape, *tail, "none", order, plain), activation)
     op = OPS[kind].conv2d.direct if plain else OPS[kind].conv2d
-    y: Tensor = op(x, values, bias, index, shape, stride, padding, dilation, groups, activation)
+    conv = (stride, padding, dilation, groups)
+    y: Tensor = op(x, values, bias, index, shape, *conv, activation, *order)
     return y

@@ -106,6 +106,7 @@ def backend_of(
     shape: Sequence[int] | None = None,
     pointwise: bool = False,
     tokens: int | None = None,
+    channels_last: bool = False,
 ) -> str:
     """What runs the forward pass of a layer of this layout kind: ``"cpu-avx512"``, ``"cpu-avx2"``, ``"cpu-neon"``,
     ``"cpu-scalar"``, ``"cuda-triton"``, ``"cuda-semi-structured"``, ``"torch"`` or ``"reference"``.
@@ -114,6 +115,7 @@ def backend_of(
     a kernel on CUDA only where it is ``pointwise`` (:func:`is_pointwise`); ``shape`` is the weight's, any by default,
     on which ``"2:4"`` depends. ``"torch"`` is torch's own dense product, which the dense layout uses; but on CUDA a
     linear layer that is given at most 16 rows, ``tokens``, and asked for no gradients reads its bitmap.
+    ``channels_last``: its blocks are those of channels_last memory, which the kernels for CPUs do not know.
     ``"reference"`` skips no pruned weight. ``gradients`` asks for what runs the backward pass: the same, but for
     bfloat16 on the CPU, whose kernels are for inference, and for ``"2:4"``, whose gradients are dense products.
     """
@@ -122,7 +124,8 @@ def backend_of(
         bitmap = dims == 2 and not gradients and tokens is not None and has_bitmap_kernel(place, dtype, tokens)
         return "cuda-triton" if bitmap else "torch"
     dtypes = KERNEL_DTYPES if gradients else FORWARD_DTYPES
-    if kind in ("csr", "bsr") and place == "cpu" and dtype in dtypes and not forced_reference():
+    known = kind == "csr" or (kind == "bsr" and not (channels_last and dims > 2))
+    if known and place == "cpu" and dtype in dtypes and not forced_reference():
         return f"cpu-{_C.isa()}"
     if kind == "2:4" and dims == 2 and runs_semi(torch.device(device), dtype, shape) and not forced_reference():
         return "torch" if gradients else "cuda-semi-structured"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lth_sparse.formats import Layout
+from lth_sparse.formats.layout import from_tap_matrix
 from lth_sparse.ops import functional
 from lth_sparse.ops.measure import PASSES, TORCH, Timing, measure
 from lth_sparse.ops.schemas import conv_output_size
@@ -188,12 +189,14 @@ def calibrate(
     dtype: torch.dtype,
     device: torch.device,
     block: tuple[int, int] | None = None,
+    channels_last: bool = False,
 ) -> dict[str, Coefficients]:
     """Measure the family's shapes in this process; coefficients of dense torch (``"torch"``) and each kind. Seconds.
 
     Args:
         kinds: layouts to calibrate. make: layout of a kind for a mask.
         block: with it masks consist of such blocks, as a kind with blocks wants them.
+        channels_last: they are blocks of channels_last weights, and so are the images channels_last.
     """
     rows: dict[tuple[str, str], list[tuple[Sequence[float], float]]] = {}
     generator = torch.Generator().manual_seed(0)
@@ -202,12 +205,14 @@ def calibrate(
         input_shape = (batch, shape[1]) if conv is None else (batch, shape[1], side, side)
         weight = torch.randn(shape, generator=generator).to(device, dtype)
         x = torch.randn(input_shape, generator=generator).to(device, dtype)
+        if channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         bias = torch.zeros(shape[0], device=device, dtype=dtype)
         sizes = sizes_of(shape, input_shape, weight.element_size(), conv)
         heavy = sizes.numel * sizes.itemsize >= FRESH_PAGES
         layouts: dict[str, Layout] = {}
         for density in (HEAVY_DENSITY,) if heavy else DENSITIES:
-            mask = random_mask(shape, density, block, generator).to(device)
+            mask = random_mask(shape, density, block, generator, channels_last).to(device)
             for kind in kinds:
                 if kind != "dense" or density in (HEAVY_DENSITY, DENSITIES[1]):  # about the same at any density
                     layouts[f"{kind} {density}"] = make(kind, mask)
@@ -225,11 +230,19 @@ def calibrate(
 
 
 def random_mask(
-    shape: Sequence[int], density: float, block: tuple[int, int] | None, generator: torch.Generator
+    shape: Sequence[int],
+    density: float,
+    block: tuple[int, int] | None,
+    generator: torch.Generator,
+    channels_last: bool = False,
 ) -> Tensor:
-    """Bool mask with exactly round(density x n) kept, uniformly at random: of weights, or of blocks of the matrix."""
+    """Bool mask with exactly round(density x n) kept, uniformly at random: of weights, or of blocks of the matrix; with
+    ``channels_last``, of the matrix of the channels_last weight."""
     rows, cols = shape[0], math.prod(shape[1:])
     height, width = block or (1, 1)
+    by_tap = channels_last and block is not None and len(shape) > 2
+    if by_tap:
+        cols = math.prod(shape[2:]) * -(-shape[1] // width) * width
     grid = (-(-rows // height), -(-cols // width))
     kept = torch.zeros(grid[0] * grid[1], dtype=torch.bool, device=generator.device)
     order = torch.randperm(kept.numel(), generator=generator, device=generator.device)  # which may be a GPU
@@ -237,4 +250,6 @@ def random_mask(
     if block is None:
         return kept.view(*shape)
     full = kept.view(grid).repeat_interleave(height, 0).repeat_interleave(width, 1)
+    if by_tap:
+        return from_tap_matrix(full[:rows], tuple(shape), width)
     return full[:rows, :cols].reshape(*shape).contiguous()

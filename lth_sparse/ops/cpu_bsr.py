@@ -11,7 +11,7 @@ from torch import Tensor
 import lth_sparse._C as _C
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import FORWARD_DTYPES, FUSED, KERNEL_DTYPES, kernel_or_reference
-from lth_sparse.ops.library import implement
+from lth_sparse.ops.library import REFERENCES, implement
 from lth_sparse.ops.reference import activate_
 from lth_sparse.ops.strides import (
     empty_activations,
@@ -76,8 +76,11 @@ def _conv2d(
     dilation: list[int],
     groups: int,
     activation: str = "none",
+    channels_last: bool = False,
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
+    if channels_last:  # no kernel, as backend_of says
+        return REFERENCES["conv2d_bsr"](x, values, bias, index, shape, *conv, activation, True)
     crow, col, _, _, _, value_mask = index[:6]
     in_feature_major = is_feature_major(x)
     x = x if in_feature_major else x.contiguous()
@@ -102,8 +105,11 @@ def _conv2d_backward(
     groups: int,
     wanted: list[bool],
     activated: Tensor | None = None,
+    channels_last: bool = False,
 ) -> schemas.Gradients:
     conv = (stride, padding, dilation, groups)
+    if channels_last:
+        return REFERENCES["conv2d_bsr_backward"](grad, x, values, index, shape, *conv, wanted, activated, True)
     _, _, ccol, row, perm, value_mask = index[:6]
     grad, activated = in_one_format(grad, activated)
     formats = is_feature_major(grad), is_feature_major(x)

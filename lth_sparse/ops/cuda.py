@@ -2,7 +2,8 @@
 
 Imported, and so registered, only where Triton is installed (``backend.HAS_TRITON``); elsewhere CUDA tensors are served
 by the reference. Shapes, dtypes and devices were checked above. Here it is decided whether a kernel exists for the
-dtype, and what makes the stored blocks equal the weight: values of entries that are not live count as 0.
+dtype, and what makes the stored blocks equal the weight: values of entries that are not live count as 0. The
+convolutions are in ``cuda_conv``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-from lth_sparse.kernels import bsr_conv, bsr_conv_backward, bsr_linear, launch
+from lth_sparse.kernels import bsr_linear, launch
 from lth_sparse.ops import schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
-from lth_sparse.ops.reference import activate_, before_relu
+from lth_sparse.ops.reference import before_relu
 from lth_sparse.ops.strides import empty_activations, is_feature_major
 from lth_sparse.ops.tune_cache import load
 
@@ -122,74 +123,8 @@ def _linear_backward(
     return schemas.filled(grad, (dx, dvalues, dbias))
 
 
-def _conv(shape: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bsr_conv.Conv:
-    (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w) = shape[2:], stride, padding
-    step_h, step_w = dilation
-    return bsr_conv.Conv((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (step_h, step_w), groups)
-
-
-def _conv2d(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    index: list[Tensor],
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str = "none",
-) -> Tensor:
-    crow, col, _, _, _, value_mask = index[:6]
-    block = (values.shape[1], values.shape[2])
-    conv = _conv(shape, stride, padding, dilation, groups)
-    bias = None if bias is None else bias.contiguous()
-    with torch.cuda.device_of(x):
-        size = (x.shape[0], shape[0], *conv.output_size(x.shape[2], x.shape[3]))
-        y = empty_activations(x, size, is_feature_major(x))
-        tile = _tile("conv_forward", y, block, index, shape)
-        bsr_conv.forward(x, _live(values, value_mask), bias, crow, col, y, conv, tile)
-    return activate_(y, activation)
-
-
-def _conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    values: Tensor,
-    index: list[Tensor],
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    wanted: list[bool],
-    activated: Tensor | None = None,
-) -> schemas.Gradients:
-    grad = before_relu(grad, activated)
-    crow, col, ccol, row, perm, value_mask = index[:6]
-    block = (values.shape[1], values.shape[2])
-    conv = _conv(shape, stride, padding, dilation, groups)
-    dx = dvalues = dbias = None
-    with torch.cuda.device_of(x):
-        if wanted[0]:
-            dx = empty_activations(grad, x.shape, is_feature_major(x))
-            tile = _tile("conv_input_gradient", grad, block, index, shape)
-            bsr_conv_backward.input_gradient(grad, _live(values, value_mask), ccol, row, perm, dx, conv, tile)
-        if wanted[1]:
-            tile = _tile("conv_weight_gradient", grad, block, index, shape)
-            programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
-            splits = launch.splits_for(_device(x.get_device()), programs, grad.shape[0] * grad.shape[2:].numel())
-            mask = value_mask if value_mask.numel() else None
-            dvalues = bsr_conv_backward.weight_gradient(grad, x, block, mask, crow, col, conv, tile, splits)
-        if wanted[2]:
-            dbias = grad.sum((0, 2, 3), dtype=grad.dtype)
-    return schemas.filled(grad, (dx, dvalues, dbias))
-
-
 for _name, _kernel in (
     ("linear_bsr", _linear),
     ("linear_bsr_backward", _linear_backward),
-    ("conv2d_bsr", _conv2d),
-    ("conv2d_bsr_backward", _conv2d_backward),
 ):
     implement(_name, "CUDA", kernel_or_reference(_name, _kernel, TRITON_DTYPES))

@@ -122,7 +122,8 @@ def conv2d(
     """2-D cross-correlation ``y[n, o] = b[o] + sum_i W[o, i] * x[n, i]`` over the live weights of W.
 
     Args:
-        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous.
+        x: ``[N, C, H, W]`` or ``[C, H, W]``, any strides; the result is contiguous, but feature-major for such an x,
+            and channels_last for such an x over a channels_last layout (see ``ops.strides``).
         values: compact live weights, ``layout.values_shape``.
         layout: layout of a weight of shape ``(out, in / groups, kernel_h, kernel_w)``.
         bias: ``[out]`` or None.
@@ -253,13 +254,14 @@ def _conv(
         y = activate(dense(batched, weight, bias, strides, symmetric, dilations, groups), name)
     elif spatial == 2:
         y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name
-        )
+            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name,
+            layout.channels_last,
+        )  # fmt: skip
     else:  # one row of pixels
         shape = (rows, channels, 1, *kernel)
         y = autograd.conv2d(
             batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups, name,
+            (1, *strides), (0, *symmetric), (1, *dilations), groups, name, layout.channels_last,
         ).squeeze(2)  # fmt: skip
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 

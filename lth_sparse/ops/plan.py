@@ -25,6 +25,7 @@ from lth_sparse.formats import LAYOUTS, Layout, make_layout
 from lth_sparse.formats.layout import matrix_view
 from lth_sparse.ops import cost
 from lth_sparse.ops.backend import backend_of, is_pointwise
+from lth_sparse.ops.gpu_limits import gpu_break_even
 from lth_sparse.ops.measure import MASKED, TORCH, Timing, measure
 from lth_sparse.ops.plan_cache import PlanCache
 
@@ -47,18 +48,6 @@ BREAK_EVEN = {2: 0.6, 3: 0.6, 4: 0.6}
 #: The same for linear layers of at most so many weights: there the calls cost more than the arithmetic, and the dense
 #: layout needs more of them.
 SMALL_BREAK_EVEN = {1 << 12: 1.0, 1 << 15: 0.95, 1 << 18: 0.7}
-
-#: The same on GPUs: the side of a square block -> density below which 16-bit block products should win. Derived, not
-#: measured: blocks break even with cuBLAS on a Hopper GPU at .10, .18, .30 and .45 if L2 delivers 5.5 TB/s, the lowest
-#: that is thought possible, and a kernel that reaches 60% of its ceiling at 0.6 times that.
-GPU_BLOCK_BREAK_EVEN = {16: 0.06, 32: 0.108, 64: 0.18, 128: 0.27}
-
-#: Reading inputs and writing outputs bounds the speed-up of a layer on a GPU at its weights over its inputs and outputs
-#: together, over this (derived: 790 TFLOP/s of 16-bit products over 4.3 TB/s); blocks need a bound of so much.
-GPU_OUTPUT_BOUND, GPU_LEAST_BOUND = 184.0, 2.0
-
-#: Channels that a convolution must have for blocks to be taken on a GPU unmeasured.
-GPU_LEAST_CHANNELS = 128
 
 #: Without a measurement BSR is preferred to CSR for blocks of at least so many rows (it is rows that share what the
 #: kernels load), if it stores at most so many values for each of CSR's.
@@ -109,6 +98,7 @@ def choose_layout(
     block: tuple[int, int] | None = None,
     kinds: tuple[str, ...] = ("csr", "dense"),
     break_even: float | None = None,
+    channels_last: bool = False,
 ) -> Choice:
     """Choose the layout for one layer.
 
@@ -125,6 +115,7 @@ def choose_layout(
         block: with ``"bsr"`` among ``kinds``, its block.
         kinds: layouts to choose from.
         break_even: density up to which a sparse layout is taken where neither sample nor shape is given.
+        channels_last: the blocks are those of a channels_last weight.
     """
     for kind in kinds:
         if kind not in LAYOUTS:
@@ -133,13 +124,14 @@ def choose_layout(
     if density == 1:
         return Choice("dense", None, None, None, "nothing pruned")
     groups = (conv or {}).get("groups", 1)
-    fast = fast_kinds(kinds, weight, groups=groups)
+    channels_last = channels_last and weight.dim() > 2
+    fast = fast_kinds(kinds, weight, groups=groups, channels_last=channels_last)
     if not fast:
         return Choice("dense", None, None, None, f"no kernel for {weight.dtype} on {weight.device.type}")
-    if sample is None and input_shape is None and not fast_kinds(fast, weight, True, groups):
+    if sample is None and input_shape is None and not fast_kinds(fast, weight, True, groups, channels_last):
         note = f"not measured, and no kernel for the gradients in {weight.dtype} on {weight.device.type}"
         return Choice("dense", None, None, None, note)
-    layouts = {kind: layout_of(kind, mask, block) for kind in (*fast, "dense") if kind in kinds}
+    layouts = {kind: layout_of(kind, mask, block, channels_last) for kind in (*fast, "dense") if kind in kinds}
     if sample is not None:
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
     if weight.device.type == "cuda":
@@ -149,16 +141,18 @@ def choose_layout(
     return _by_density(weight, layouts, block, break_even)
 
 
-def fast_kinds(kinds: Iterable[str], weight: Tensor, gradients: bool = False, groups: int = 1) -> list[str]:
+def fast_kinds(
+    kinds: Iterable[str], weight: Tensor, gradients: bool = False, groups: int = 1, channels_last: bool = False
+) -> list[str]:
     """Those of the sparse ``kinds`` whose forward pass, or whose gradients, a kernel runs for this weight."""
-    sparse = [kind for kind in kinds if kind != "dense"]
-    return [kind for kind in sparse if _backend(kind, weight, gradients, groups) != "reference"]
+    about = (weight, channels_last, gradients, groups)
+    return [kind for kind in kinds if kind != "dense" and _backend(kind, *about) != "reference"]
 
 
-def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None) -> Layout:
+def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None, channels_last: bool = False) -> Layout:
     """The layout as a layer would store it."""
     if kind == "bsr":
-        return make_layout(kind, mask, block=block, cover="zeros")
+        return make_layout(kind, mask, block=block, cover="zeros", channels_last=channels_last)
     layout = make_layout(kind, mask)
     return layout.narrow() if kind == "csr" and mask.device.type == "cpu" else layout  # type: ignore[attr-defined]
 
@@ -208,17 +202,6 @@ def _by_limits(
     )
 
 
-def gpu_break_even(weight: Tensor, block: tuple[int, int]) -> float:
-    """Density below which blocks are taken on a GPU unmeasured: that of the block's smaller side in
-    ``GPU_BLOCK_BREAK_EVEN`` (of the side below it), or 0 for a layer that is small, narrow or a 1x1 convolution."""
-    rows, inputs = weight.shape[:2]  # what an output position writes and reads
-    if weight.dim() > 2 and (weight.shape[1] < GPU_LEAST_CHANNELS or math.prod(weight.shape[2:]) == 1):
-        return 0.0  # 1x1 convolutions move activations more than they multiply
-    if weight.numel() <= GPU_LEAST_BOUND * GPU_OUTPUT_BOUND * (rows + inputs):
-        return 0.0
-    return max((even for side, even in GPU_BLOCK_BREAK_EVEN.items() if side <= min(block)), default=0.0)
-
-
 def _by_sample(
     weight: Tensor,
     mask: Tensor,
@@ -230,7 +213,8 @@ def _by_sample(
     block: tuple[int, int] | None,
 ) -> Choice:
     key = signature(weight, sample.shape, conv, block, bias is not None, input_gradient, sample)
-    key += " " + "+".join(f"{kind}:{_backend(kind, weight)}" for kind in layouts) + _pattern(mask, layouts)
+    key += " " + "+".join(f"{kind}:{_backend(kind, weight, layout.channels_last)}" for kind, layout in layouts.items())
+    key += _pattern(mask, layouts) + _order("bsr" in layouts and layouts["bsr"].channels_last)
 
     def run() -> dict[str, Timing]:
         return measure(weight, layouts, sample, bias, conv, mask=mask, input_gradient=input_gradient)
@@ -255,7 +239,8 @@ def _by_model(
     block: tuple[int, int] | None,
 ) -> Choice:
     stored = {kind: _stored(layout) for kind, layout in layouts.items()}
-    timings = predict(weight, stored, input_shape, conv, block, input_gradient)
+    order = "bsr" in layouts and layouts["bsr"].channels_last
+    timings = predict(weight, stored, input_shape, conv, block, input_gradient, order)
     best = _fastest(timings, layouts, MODEL_TIE)
     return Choice(best, block if best == "bsr" else None, None, None, "by the cost model, not measured")
 
@@ -301,18 +286,16 @@ def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
     return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
 
 
-def _backend(kind: str, weight: Tensor, gradients: bool = False, groups: int = 1) -> str:
+def _order(channels_last: bool) -> str:
+    """Of blocks, in a key of the cache; nothing for the order of a contiguous weight."""
+    return " channels_last" if channels_last else ""
+
+
+def _backend(kind: str, weight: Tensor, channels_last: bool, gradients: bool = False, groups: int = 1) -> str:
     """What runs a layer of this weight."""
-    shape = tuple(weight.shape)
-    return backend_of(
-        kind,
-        weight.device,
-        weight.dtype,
-        weight.dim(),
-        gradients,
-        shape=shape,
-        pointwise=is_pointwise(shape, groups),
-    )
+    shape, order = tuple(weight.shape), channels_last and kind == "bsr"
+    more: dict[str, Any] = {"shape": shape, "pointwise": is_pointwise(shape, groups), "channels_last": order}
+    return backend_of(kind, weight.device, weight.dtype, weight.dim(), gradients, **more)
 
 
 def remembered(
@@ -343,6 +326,7 @@ def predict(
     conv: Mapping[str, Any] | None = None,
     block: tuple[int, int] | None = None,
     input_gradient: bool = True,
+    channels_last: bool = False,
 ) -> dict[str, Timing]:
     """Times by the cost model: of dense torch (``"torch"``) and of each kind that stores so many values.
 
@@ -359,8 +343,8 @@ def predict(
     cache = PlanCache.of(weight.device)
 
     def key_of(kind: str) -> str:
-        blocks = f" block={block[0]}x{block[1]}" if kind == "bsr" and block else ""
-        backend = "" if kind == TORCH else f" {_backend(kind, weight)}"
+        blocks = f" block={block[0]}x{block[1]}{_order(channels_last)}" if kind == "bsr" and block else ""
+        backend = "" if kind == TORCH else f" {_backend(kind, weight, channels_last and kind == 'bsr')}"
         return f"model {family} {kind}{backend} {str(weight.dtype).removeprefix('torch.')}{blocks}"
 
     def known(kind: str) -> cost.Coefficients | None:
@@ -378,7 +362,13 @@ def predict(
         layouts = [kind for kind in missing if kind != TORCH]
         blocks = block if "bsr" in layouts else None
         made = cost.calibrate(
-            family, layouts, lambda kind, mask: layout_of(kind, mask, block), weight.dtype, weight.device, blocks
+            family,
+            layouts,
+            lambda kind, mask: layout_of(kind, mask, block, channels_last),
+            weight.dtype,
+            weight.device,
+            blocks,
+            channels_last,
         )
         cache.put({key_of(kind): made[kind] for kind in missing})
         _CALIBRATED.update({(str(cache.path), key_of(kind)): made[kind] for kind in missing})

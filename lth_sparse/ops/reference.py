@@ -78,7 +78,9 @@ def _in_given_dtype(function: Callable[..., Result]) -> Callable[..., Result]:
     return run
 
 
-def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: Tensor) -> Layout:
+def layout_of(
+    kind: str, shape: Sequence[int], index: Sequence[Tensor], values: Tensor, channels_last: bool = False
+) -> Layout:
     """The layout object over index tensors that came through an operator call."""
     if kind == "csr":
         return CSR(tuple(shape), *index)
@@ -86,7 +88,7 @@ def layout_of(kind: str, shape: Sequence[int], index: Sequence[Tensor], values: 
     if kind == "2:4":
         return SemiStructured(tuple(shape), *index, live=-1)
     block = (int(values.shape[1]), int(values.shape[2]))
-    return BSR(tuple(shape), *index, block=block, live=-1)
+    return BSR(tuple(shape), *index, block=block, live=-1, channels_last=channels_last)
 
 
 def before_relu(grad: Tensor, activated: Tensor | None) -> Tensor:

@@ -4,8 +4,8 @@ One set per layout kind with kernels, all of one form. ``index`` holds the layou
 ``INDEX_NAMES``; ``shape`` is the dense weight's, always 2-D for linear and 4-D for conv2d. ``activation`` is one of
 ``reference.ACTIVATIONS`` and is applied to the result. That of ``"relu"`` is ``activated`` in the backward, where
 ``grad`` counts only where it is positive; the others have no backward here, as they need what they were applied to. A
-backward returns three tensors, of which those that were not ``wanted`` are empty. Stating every precondition in the
-fake makes it the specification.
+backward returns three tensors, of which those that were not ``wanted`` are empty. The convolutions of a BSR weight are
+told the order of its columns, ``channels_last``. Stating every precondition in the fake makes it the specification.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from lth_sparse.formats import Dense
 from lth_sparse.ops import reference
 from lth_sparse.ops.library import Operator, define
-from lth_sparse.ops.strides import empty_activations, is_feature_major, kept_format
+from lth_sparse.ops.strides import empty_owed, kept_format
 
 __all__ = ["OPS", "OpSet", "compress", "conv_output_size", "conv_sizes", "expand", "linear_bitmap"]
 
@@ -73,7 +73,7 @@ def _fake_linear(
     rows, cols = shape
     torch._check(x.dim() == 2 and x.shape[1] == cols, lambda: f"x: expected [batch, {cols}], got {x.shape}")
     _check_common(x, values, bias, rows, activation)
-    return empty_activations(x, (x.shape[0], rows), is_feature_major(x))
+    return empty_owed(x, x, (x.shape[0], rows), False)
 
 
 def _fake_linear_backward(
@@ -101,6 +101,7 @@ def _fake_conv2d(
     dilation: list[int],
     groups: int,
     activation: str = "none",
+    channels_last: bool = False,
 ) -> Tensor:
     rows, channels, *kernel = shape
     torch._check(
@@ -109,7 +110,7 @@ def _fake_conv2d(
     )
     _check_common(x, values, bias, rows, activation)
     size = [conv_output_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-    return empty_activations(x, (x.shape[0], rows, *size), is_feature_major(x))
+    return empty_owed(x, x, (x.shape[0], rows, *size), channels_last)
 
 
 def _fake_conv2d_backward(
@@ -124,17 +125,24 @@ def _fake_conv2d_backward(
     groups: int,
     wanted: list[bool],
     activated: Tensor | None = None,
+    channels_last: bool = False,
 ) -> Gradients:
-    return _fake_gradients(grad, x, values, shape[0], wanted, activated)
+    return _fake_gradients(grad, x, values, shape[0], wanted, activated, channels_last)
 
 
 def _fake_gradients(
-    grad: Tensor, x: Tensor, values: Tensor, rows: int, wanted: list[bool], activated: Tensor | None
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rows: int,
+    wanted: list[bool],
+    activated: Tensor | None,
+    channels_last: bool = False,
 ) -> Gradients:
     if activated is not None:
         size = activated.shape
         torch._check(size == grad.shape, lambda: f"activated: expected {grad.shape} of grad, got {size}")
-    dx = empty_activations(grad, x.shape, is_feature_major(x)) if wanted[0] else None
+    dx = empty_owed(x, grad, x.shape, channels_last) if wanted[0] else None
     dvalues = grad.new_empty(values.shape) if wanted[1] else None
     return filled(grad, (dx, dvalues, grad.new_empty(rows) if wanted[2] else None))
 
@@ -181,10 +189,11 @@ def _define(kind: str, stem: str) -> OpSet:
         dilation: list[int],
         groups: int,
         activation: str = "none",
+        channels_last: bool = False,
     ) -> Tensor:
-        layout = reference.layout_of(kind, shape, index, values)
+        layout = reference.layout_of(kind, shape, index, values, channels_last)
         y = reference.conv2d(x, values, bias, layout, stride, padding, dilation, groups)
-        return kept_format(reference.activate_(y, activation), x)
+        return kept_format(reference.activate_(y, activation), x, channels_last)
 
     def conv2d_backward(
         grad: Tensor,
@@ -198,14 +207,16 @@ def _define(kind: str, stem: str) -> OpSet:
         groups: int,
         wanted: list[bool],
         activated: Tensor | None = None,
+        channels_last: bool = False,
     ) -> Gradients:
         grad = reference.before_relu(grad, activated)
-        layout = reference.layout_of(kind, shape, index, values)
+        layout = reference.layout_of(kind, shape, index, values, channels_last)
         conv = (stride, padding, dilation, groups)
         dx, dvalues, dbias = reference.conv2d_backward(grad, x, values, layout, *conv, wanted)
-        return filled(grad, (None if dx is None else kept_format(dx, x), dvalues, dbias))
+        return filled(grad, (None if dx is None else kept_format(dx, x, channels_last), dvalues, dbias))
 
     act, last, three = 'str activation="none"', "bool[] wanted, Tensor? activated=None", "(Tensor, Tensor, Tensor)"
+    order = ", bool channels_last=False" if kind == "bsr" else ""
     return OpSet(
         define(f"linear_{stem}(Tensor x, {head}, {act}) -> Tensor", reference=linear, fake=_fake_linear),
         define(
@@ -213,9 +224,9 @@ def _define(kind: str, stem: str) -> OpSet:
             reference=linear_backward,
             fake=_fake_linear_backward,
         ),
-        define(f"conv2d_{stem}(Tensor x, {head}, {conv}, {act}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
+        define(f"conv2d_{stem}(Tensor x, {head}, {conv}, {act}{order}) -> Tensor", reference=conv2d, fake=_fake_conv2d),
         define(
-            f"conv2d_{stem}_backward(Tensor grad, {tail}, {conv}, {last}) -> {three}",
+            f"conv2d_{stem}_backward(Tensor grad, {tail}, {conv}, {last}{order}) -> {three}",
             reference=conv2d_backward,
             fake=_fake_conv2d_backward,
         ),

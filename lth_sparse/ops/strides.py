@@ -5,6 +5,10 @@ matrix, ``(1, H W N, W N, N)`` for images. As with torch's channels_last the str
 is given a feature-major input returns a feature-major output, gradients take the format of what they are gradients of,
 and everything else is contiguous. Elementwise functions of torch keep the strides, so a chain of sparse layers
 rearranges its activations at its two ends and nowhere between.
+
+An operator over a *channels_last* layout (:class:`lth_sparse.formats.BSR`) knows one format more, on every backend: it
+returns channels_last images for channels_last ones. Those that are contiguous as well (of one channel, or one pixel)
+count as channels_last there.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ __all__ = [
     "batch_major",
     "empty_activations",
     "empty_gradient",
+    "empty_owed",
     "feature_major",
     "flattened",
     "in_one_format",
+    "is_channels_last",
     "is_feature_major",
     "kept_format",
     "pointer_of",
@@ -41,6 +47,11 @@ def is_feature_major(x: Tensor) -> bool:
             expected *= x.shape[dim]
             differs = True
     return differs
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True for images ``[N, C, H, W]`` whose memory is ``[N, H, W, C]``."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def feature_major(x: Tensor) -> Tensor:
@@ -73,6 +84,15 @@ def empty_activations(like: Tensor, size: Sequence[int], in_feature_major: bool)
     return like.new_empty((*size[1:], size[0])).movedim(-1, 0)
 
 
+def empty_owed(x: Tensor, like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    """Uninitialised images in the format that a convolution given ``x`` owes, of dtype and device of ``like``.
+
+    ``channels_last`` says whether the layout is one."""
+    if channels_last and is_channels_last(x):
+        return like.new_empty((size[0], *size[2:], size[1])).movedim(-1, 1)
+    return empty_activations(like, size, is_feature_major(x))
+
+
 def pointer_of(tensor: Tensor | None) -> int:
     """Address of the first element; 0, the extension's null, for None."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -101,6 +121,9 @@ def in_one_format(grad: Tensor, activated: Tensor | None) -> tuple[Tensor, Tenso
     return kept_format(grad, activated), activated
 
 
-def kept_format(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the format that an operator given ``x`` owes: feature-major if ``x`` is, else contiguous."""
+def kept_format(y: Tensor, x: Tensor, channels_last: bool = False) -> Tensor:
+    """``y`` in the format that an operator given ``x`` owes: feature-major if ``x`` is, else contiguous; channels_last
+    if ``x`` and the layout are."""
+    if channels_last and is_channels_last(x):
+        return y.contiguous(memory_format=torch.channels_last)
     return feature_major(y) if is_feature_major(x) else batch_major(y)

@@ -10,15 +10,30 @@ from lth_sparse.engine.granularity import FORMS, Granularity
 from lth_sparse.engine.scope import prune
 from lth_sparse.engine.selection import check_granularity
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
+from lth_sparse.formats import BSR
 
 TILES = ["weight", "row", "column", "block:4x4", "block:3x5", "block:100x100", "vector:4x1", "vector:1x3", "filter"]
-VIEWS = ["channel", "kernel"]
+VIEWS = ["channel", "kernel", "block:3x2:channels_last"]
 SHAPES = [(8, 12), (7, 11), (5, 3, 3, 3), (1, 1), (6, 2, 5)]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["block", "block:16", "block:0x4", "block:4x-1", "2-4", "", "Weight", "vector:4", "0:4", "rows", "2:4x", "kernels"],
+    [
+        "block",
+        "block:16",
+        "block:0x4",
+        "block:4x-1",
+        "2-4",
+        "",
+        "Weight",
+        "vector:4",
+        "0:4",
+        "rows",
+        "2:4x",
+        "kernels",
+        "block:4x4:nhwc",
+    ],
 )
 def test_unknown_granularity_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="granularity: expected 'weight', 'row', 'block:RxC'") as caught:
@@ -134,3 +149,14 @@ def test_a_layer_of_another_kind_is_refused_by_name(model: nn.Module, text: str,
     with pytest.raises(ArgumentError, match=rf"granularity: expected .*{refused}.*freeze.*got '{text}', but it is a"):
         check_granularity(model, names, tile)
     check_granularity(model, [name for name in names if name != refused], tile)
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (5, 3, 3, 3), (6, 5, 4), (3, 8, 1, 1)])
+def test_channels_last_tiles_are_the_blocks_of_a_channels_last_layout(shape: tuple[int, ...]) -> None:
+    tile = Granularity.parse("block:3x2:channels_last")
+    assert (tile.block, tile.channels_last) == ((3, 2), True)
+    numbers = torch.arange(len(tile.sizes(shape)))
+    for number in numbers[:: max(len(numbers) // 5, 1)]:
+        layout = BSR.from_mask(tile.expand(numbers, shape) == number, (3, 2), channels_last=True)
+        assert layout.nblocks == 1
+    assert layout.grid[0] * layout.grid[1] == len(numbers)

@@ -364,3 +364,17 @@ def _mask_by_hand(model: nn.Module, masks: Any) -> None:
         for name, mask in masks.items():
             parameters[name].mul_(mask)
             parameters[name].register_hook(lambda grad, mask=mask: grad * mask)
+
+
+def test_blocks_of_channels_last_weights_are_pruned_and_stored(search: Any, make_train: Any) -> None:
+    layers = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, 3))
+    model, seen = nn.Sequential(*layers), []
+
+    def watch(model: nn.Module, level: Any) -> None:
+        seen.append(model[2].layout.channels_last if level.index else None)
+
+    options = {"granularity": "block:2x2:channels_last", "layout": "bsr", "model": copy.deepcopy(model)}
+    ticket = search(levels=1, train=make_train(watch=watch), **options).ticket
+    assert seen == [None, True]
+    sparse = ticket.apply(model, layout="bsr", block=(2, 2), channels_last=True)  # refused were they no such blocks
+    assert 0 < sparse[2].layout.nblocks < 3 * 9 * 2

@@ -78,6 +78,10 @@ def test_a_block_granularity_offers_its_block_to_the_layout() -> None:
     assert Settings(granularity="block:8x8").block == (8, 8)
     assert Settings(granularity="block:8x8", layout="bsr").block == (8, 8)
     assert Settings(granularity="block:8x8", layout="csr").block is None
+    assert not Settings(granularity="block:8x8").channels_last
+    assert Settings(granularity="block:8x8:channels_last").block == (8, 8)
+    assert Settings(granularity="block:8x8:channels_last").channels_last
+    assert not Settings(granularity="block:8x8:channels_last", layout="csr").channels_last
     assert Settings(granularity="weight").block is None
 
 

@@ -20,6 +20,7 @@ MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "csr_narrow": lambda mask: CSR.from_mask(mask).narrow(),
     "bsr": lambda mask: BSR.from_mask(mask, (2, 3), "zeros"),
     "bsr_1x1": lambda mask: BSR.from_mask(mask, (1, 1)),
+    "bsr_channels_last": lambda mask: BSR.from_mask(mask, (2, 3), "zeros", channels_last=True),
     "dense": Dense.from_mask,
 }
 
@@ -136,6 +137,50 @@ def test_bsr_cover_zeros_keeps_padding_out_of_the_dense_weight_whatever_the_valu
     assert int((layout.scatter(torch.ones(layout.values_shape)) != 0).sum()) == 1
 
 
+def test_bsr_channels_last_blocks_are_consecutive_channels_of_one_tap() -> None:
+    mask = torch.zeros(4, 5, 3, 3, dtype=torch.bool)
+    mask[2:, 3:, 1, 2] = True  # the second and last channel block, of which one channel is padding, at tap 5
+    layout = BSR.from_mask(mask, (2, 3), channels_last=True)
+    assert (layout.nblocks, layout.nnz, layout.grid) == (1, 4, (2, 9 * 2))
+    assert layout.col_indices.tolist() == [5 * 2 + 1]
+    assert "channels_last=True" in repr(layout)
+    with pytest.raises(ArgumentError, match="a union of 2x3 blocks of consecutive channels, got"):
+        BSR.from_mask(mask.transpose(1, 2).reshape(mask.shape), (2, 3), channels_last=True)
+
+
+def test_bsr_channels_last_transposed_index_is_that_of_the_weight_with_its_channels_exchanged() -> None:
+    """Of [in, *kernel, out]: by channel block, tap and block row."""
+    weight = torch.randn(7, 5, 3, 2)
+    layout = BSR.from_mask(torch.rand(weight.shape) < 0.3, (2, 3), "zeros", channels_last=True)
+    blocks, entry = layout.gather(weight), 0
+    for part in range(2):
+        for tap in range(6):
+            start, end = layout.ccol_indices[part * 6 + tap : part * 6 + tap + 2].tolist()
+            assert start == entry
+            for entry in range(start, end):
+                row = int(layout.row_indices[entry]) - tap * 4
+                here = torch.zeros(2, 3)
+                real = weight[2 * row : 2 * row + 2, 3 * part : 3 * part + 3, tap // 2, tap % 2]
+                here[: real.shape[0], : real.shape[1]] = real
+                block = blocks[int(layout.perm[entry])]
+                assert torch.equal(block, here * (block != 0))
+            entry = end
+    assert entry == layout.nblocks > 20
+
+
+def test_bsr_of_a_matrix_has_one_order() -> None:
+    layout = BSR.from_mask(torch.ones(4, 4, dtype=torch.bool), (2, 2), channels_last=True)
+    assert not layout.channels_last
+    assert not replace(layout, channels_last=True).channels_last
+    assert "channels_last" not in repr(layout)
+
+
+def test_bsr_channels_last_survives_a_copy() -> None:
+    layout = MAKERS["bsr_channels_last"](torch.rand(4, 3, 3, 3) < 0.3)
+    assert layout.with_index(layout.index).channels_last
+    assert layout.to("meta").channels_last
+
+
 def test_moving_a_layout_to_its_own_device_changes_nothing() -> None:
     for maker in MAKERS.values():
         layout = maker(torch.rand(3, 4) < 0.5)
@@ -185,6 +230,8 @@ def swapped(tensor: Tensor) -> Tensor:
         ("bsr", "crow_indices", swapped),
         ("bsr", "col_indices", lambda t: t + 100),
         ("bsr", "perm", swapped),
+        ("bsr_channels_last", "row_indices", swapped),
+        ("bsr_channels_last", "ccol_indices", swapped),
         ("bsr", "value_mask", lambda t: t[1:]),
         ("bsr", "value_mask", torch.ones_like),
         ("bsr", "row_work", swapped),
@@ -215,6 +262,12 @@ def test_validate_names_the_damaged_field(maker: str, field: str, change: Callab
         ({"kind": "bsr", "block": 16}, ArgumentTypeError, "block: expected a pair of ints"),
         ({"kind": "bsr", "block": (2.0, 2)}, ArgumentTypeError, "block: expected a pair of ints"),
         ({"kind": "bsr", "block": (2, 2), "cover": "ones"}, ArgumentError, "cover: expected"),
+        (
+            {"kind": "bsr", "block": (2, 2), "channels_last": 1},
+            ArgumentTypeError,
+            "channels_last: expected True or False",
+        ),
+        ({"kind": "csr", "channels_last": True}, ArgumentError, "channels_last: expected False with layout='csr'"),
         (
             {"kind": "csr", "mask": torch.ones(3, 3)},
             ArgumentError,

@@ -2,108 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
-from torch import Tensor
+from kernel_conv_cases import CONVOLUTIONS, Case, strided
 
 from lth_sparse.formats import BSR
-from lth_sparse.kernels import bsr_conv, bsr_conv_backward
-from lth_sparse.kernels.bsr_conv import Conv
-from lth_sparse.kernels.launch import CONV_PRODUCTS, Problem, Tile, heuristic
-from lth_sparse.ops import cuda
+from lth_sparse.kernels import bsr_conv, bsr_conv_backward, conv_tiles
+from lth_sparse.kernels.launch import CONV_PRODUCTS
+from lth_sparse.ops import cuda, cuda_conv
 from lth_sparse.ops.library import REFERENCES
 from lth_sparse.ops.strides import feature_major, is_feature_major
-
-#: (x, output channels, convolution, block).
-SIZES: dict[str, tuple[tuple[int, ...], int, Conv, tuple[int, int]]] = {
-    "3x3": ((2, 8, 6, 5), 32, Conv((3, 3), padding=(1, 1)), (16, 16)),
-    "3x3 stride 2, ragged, odd block": ((2, 3, 5, 8), 10, Conv((3, 3), (2, 2), (1, 1)), (4, 3)),
-    "3x3 stride 2, no padding, rows left over": ((1, 4, 6, 8), 17, Conv((3, 3), (2, 2)), (16, 16)),
-    "unlike height and width": ((2, 5, 7, 8), 20, Conv((3, 2), (2, 1), (1, 2), (1, 2)), (16, 16)),
-    "dilation 3, block of whole channels": ((1, 6, 8, 9), 16, Conv((3, 3), (1, 2), (3, 2), (3, 3)), (8, 18)),
-    "4 groups of whole block rows": ((2, 8, 5, 6), 16, Conv((3, 3), padding=(1, 1), groups=4), (4, 6)),
-    "3 groups, block rows reach over them": ((2, 6, 5, 6), 15, Conv((3, 3), padding=(1, 1), groups=3), (16, 4)),
-    "2 groups, stride 2": ((2, 6, 5, 6), 14, Conv((3, 3), (2, 2), (1, 1), groups=2), (4, 16)),
-    "depthwise": ((2, 9, 5, 4), 9, Conv((3, 3), padding=(1, 1), groups=9), (4, 5)),
-    "1x1": ((2, 40, 5, 4), 37, Conv((1, 1)), (16, 16)),
-    "1x1 stride 2, 2 groups": ((2, 8, 5, 6), 24, Conv((1, 1), (2, 2), groups=2), (8, 4)),
-    "1x1 padded": ((1, 6, 4, 5), 8, Conv((1, 1), (2, 1), (1, 2)), (4, 4)),
-    "5x5 larger than the image": ((2, 2, 3, 4), 6, Conv((5, 5), padding=(2, 2)), (16, 32)),
-    "one row, as a conv1d": ((2, 6, 1, 17), 9, Conv((1, 4), (1, 2), (0, 3)), (8, 8)),
-    "block larger than the weight": ((2, 3, 5, 4), 20, Conv((3, 3), padding=(1, 1)), (64, 128)),
-}
-
-
-class Case:
-    """Inputs of one convolution and its dense truth in float64."""
-
-    def __init__(self, name: str, dtype: torch.dtype = torch.float32, density: float = 0.5, batch: int | None = None):
-        size, rows, self.conv, block = SIZES[name]
-        size = size if batch is None else (batch, *size[1:])
-        shape = (rows, size[1] // self.conv.groups, *self.conv.kernel)
-        columns = shape[1] * self.conv.taps
-        blocks = torch.rand(-(-rows // block[0]), -(-columns // block[1])) < density
-        if len(blocks) > 1:
-            blocks[0] = False  # a block row without blocks, where there are others
-        if density:
-            blocks[-1, -1] = True
-        mask = blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :columns].reshape(shape)
-        self.block, self.layout = block, BSR.from_mask(mask, block)
-        self.weight = (torch.randn(shape) * mask).to(dtype)
-        self.x, self.bias = torch.randn(size).to(dtype), torch.randn(rows).to(dtype)
-        self.grad = torch.randn(size[0], rows, *self.conv.output_size(*size[2:])).to(dtype)
-
-    @property
-    def values(self) -> Tensor:
-        return self.layout.gather(self.weight).to(DEVICE)
-
-    def index(self, *names: str) -> tuple[Tensor, ...]:
-        return tuple(getattr(self.layout, name).to(DEVICE) for name in names)
-
-    def tile(self, product: str, **fields: Any) -> Tile:
-        name, pixels = str(self.x.dtype).removeprefix("torch."), self.grad.shape[0] * self.grad.shape[2:].numel()
-        return Tile(**(vars(heuristic(SMALL, Problem(product, name, self.block, pixels))) | fields))
-
-    def conv_forward(self, bias: bool = True, **fields: Any) -> Tensor:
-        y = torch.empty(self.grad.shape, dtype=self.x.dtype, device=DEVICE)
-        index, tile = self.index("crow_indices", "col_indices"), self.tile("conv_forward", **fields)
-        term = self.bias.to(DEVICE) if bias else None
-        return bsr_conv.forward(self.x.to(DEVICE), self.values, term, *index, y, self.conv, tile).cpu()
-
-    def conv_input_gradient(self, **fields: Any) -> Tensor:
-        dx = torch.empty(self.x.shape, dtype=self.x.dtype, device=DEVICE)
-        index = self.index("ccol_indices", "row_indices", "perm")
-        tile = self.tile("conv_input_gradient", **fields)
-        grad = self.grad.to(DEVICE)
-        return bsr_conv_backward.input_gradient(grad, self.values, *index, dx, self.conv, tile).cpu()
-
-    def conv_weight_gradient(self, splits: int = 1, **fields: Any) -> Tensor:
-        mask = self.layout.value_mask.to(DEVICE) if self.layout.value_mask.numel() else None
-        index, tile = self.index("crow_indices", "col_indices"), self.tile("conv_weight_gradient", **fields)
-        return bsr_conv_backward.weight_gradient(
-            self.grad.to(DEVICE), self.x.to(DEVICE), self.block, mask, *index, self.conv, tile, splits
-        ).cpu()
-
-    def truth(self, product: str) -> Tensor:
-        x, weight = (tensor.double().requires_grad_() for tensor in (self.x, self.weight))
-        conv = self.conv
-        y = F.conv2d(x, weight, self.bias.double(), conv.stride, conv.padding, conv.dilation, conv.groups)
-        if product == "conv_forward":
-            return y.detach()
-        of = x if product == "conv_input_gradient" else weight
-        found = torch.autograd.grad(y, of, self.grad.double())[0]
-        return found if of is x else self.layout.gather(found)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("product", CONV_PRODUCTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_equals_dense(name: str, dtype: torch.dtype, product: str) -> None:
     case = Case(name, dtype)
     check(getattr(case, product)(), case.truth(product))
@@ -123,21 +39,32 @@ def test_nothing_pruned_everything_pruned_no_images(batch: int, density: float, 
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("name", ["3x3", "3 groups, block rows reach over them", "1x1"])
+def test_the_gradient_of_the_bias_comes_with_that_of_the_weight(name: str, splits: int) -> None:
+    """Of a row without blocks, too: a case has one."""
+    case = Case(name)
+    weight, bias = case.parameter_gradients(splits, block_k=16)
+    check(weight, case.truth("conv_weight_gradient"))
+    check(bias, case.grad.double().sum((0, 2, 3)))
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+def test_the_activation_is_applied_to_the_sum(activation: str) -> None:
+    case = Case("3x3")
+    truth = case.truth("conv_forward")
+    right = truth.relu() if activation == "relu" else torch.nn.functional.gelu(truth, approximate="tanh")
+    check(case.conv_forward(activation=activation), right)
+
+
+@pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_without_blocks_is_its_bias(dtype: torch.dtype) -> None:
     case = Case("3x3", dtype)
     y = case.conv_forward()[:, :16]
     assert torch.equal(y, case.bias[:16, None, None].expand(y.shape))
     assert not case.conv_forward(bias=False)[:, :16].any()
-
-
-def strided(tensor: Tensor, kind: str) -> Tensor:
-    """The same numbers in other strides."""
-    if kind == "feature_major":
-        return feature_major(tensor)
-    if kind == "channels_last":
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], 4)[..., 0]
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -225,8 +152,8 @@ def test_offsets_of_64_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offsets_are_64_bits_wide_where_they_must_be() -> None:
-    assert not bsr_conv.wide(torch.empty(1, 1, 1, 1).expand(4, 2**10, 2**10, 2**10))
-    assert bsr_conv.wide(torch.empty_strided((2, 1, 1, 1), (2**30, 1, 1, 1), device="meta"))
+    assert not conv_tiles.wide(torch.empty(1, 1, 1, 1).expand(4, 2**10, 2**10, 2**10))
+    assert conv_tiles.wide(torch.empty_strided((2, 1, 1, 1), (2**30, 1, 1, 1), device="meta"))
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -311,8 +238,8 @@ def test_the_registered_operators_equal_the_reference(
     activated = truth[0].to(dtype) if activation == "relu" else None
     right = None if activated is None else activated.double()
     truth += REFERENCES["conv2d_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted, right)
-    found = [cuda._conv2d(x, values, bias, *tail, activation)]
-    found += cuda._conv2d_backward(grad, x, values, *tail, wanted, activated)
+    found = [cuda_conv._conv2d(x, values, bias, *tail, activation)]
+    found += cuda_conv._conv2d_backward(grad, x, values, *tail, wanted, activated)
     for ours, right in zip(found, truth, strict=True):
         assert ours.dtype == dtype
         check(ours.cpu(), right.cpu())

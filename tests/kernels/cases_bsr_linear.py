@@ -362,20 +362,20 @@ def test_a_tile_that_does_not_divide_the_block_is_refused() -> None:
 @pytest.mark.usefixtures("seed", "poison_empty")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("wanted", "relu", "density", "memory"),  # few blocks: the ReLU's gradient needs no pass of its own
+    ("wanted", "activation", "density", "memory"),  # few blocks: the ReLU's gradient needs no pass of its own
     [
-        ([True, True, True], False, 0.05, "contiguous"),
-        ([True, True, True], True, 0.05, "feature_major"),
-        ([True, True, True], True, 0.9, "contiguous"),
-        ([True, False, False], True, 0.05, "contiguous"),
-        ([False, True, False], False, 0.9, "feature_major"),
-        ([False, False, True], True, 0.05, "contiguous"),
-        ([True, False, True], True, 0.05, "contiguous"),
+        ([True, True, True], "none", 0.05, "contiguous"),
+        ([True, True, True], "relu", 0.05, "feature_major"),
+        ([True, True, True], "relu", 0.9, "contiguous"),
+        ([True, False, False], "relu", 0.05, "contiguous"),
+        ([False, True, False], "none", 0.9, "feature_major"),
+        ([False, False, True], "relu", 0.05, "contiguous"),
+        ([True, False, True], "relu", 0.05, "contiguous"),
     ],
     ids=str,
 )
 def test_the_registered_operators_equal_the_reference(
-    wanted: list[bool], density: float, relu: bool, memory: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    wanted: list[bool], density: float, activation: str, memory: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values of entries that are not live count as 0, whatever a caller left in them."""
     if INTERPRETED:
@@ -386,9 +386,9 @@ def test_the_registered_operators_equal_the_reference(
     )
     x = feature_major(x) if memory == "feature_major" else x
     tail = (list(layout.index), list(layout.shape))
-    truth = [REFERENCES["linear_bsr"](x.double(), values.double(), bias.double(), *tail, relu)]
-    y = cuda._linear(x, values, bias, *tail, relu)
-    activated = y if relu else None
+    truth = [REFERENCES["linear_bsr"](x.double(), values.double(), bias.double(), *tail, activation)]
+    y = cuda._linear(x, values, bias, *tail, activation)
+    activated = y if activation == "relu" else None
     wide = None if activated is None else activated.double()
     truth += REFERENCES["linear_bsr_backward"](grad.double(), x.double(), values.double(), *tail, wanted, wide)
     found = [y, *cuda._linear_backward(grad, x, values, *tail, wanted, activated)]

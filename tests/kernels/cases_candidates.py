@@ -16,7 +16,7 @@ from lth_sparse.formats import BSR
 from lth_sparse.kernels import launch
 from lth_sparse.kernels.candidates import candidates
 from lth_sparse.kernels.trials import current, trial
-from lth_sparse.ops import cuda
+from lth_sparse.ops import cuda, cuda_conv
 from lth_sparse.ops.tune_cache import TuneCache
 from lth_sparse.ops.tuning import Call, deviation, tune_calls
 
@@ -46,9 +46,9 @@ def conv_calls(block: tuple[int, int], dtype: torch.dtype) -> list[Call]:
     grad, index, shape = torch.randn(1, 20, 2, 2, dtype=dtype, device=DEVICE), list(layout.index), list(layout.shape)
     conv: Any = ([2, 2], [1, 1], [1, 1], 2)
     return [
-        Call("forward", lambda: cuda._conv2d(x, values, bias, index, shape, *conv)),
-        Call("dx", lambda: cuda._conv2d_backward(grad, x, values, index, shape, *conv, [True, False, False])),
-        Call("dw", lambda: cuda._conv2d_backward(grad, x, values, index, shape, *conv, [False, True, False])),
+        Call("forward", lambda: cuda_conv._conv2d(x, values, bias, index, shape, *conv)),
+        Call("dx", lambda: cuda_conv._conv2d_backward(grad, x, values, index, shape, *conv, [True, False, False])),
+        Call("dw", lambda: cuda_conv._conv2d_backward(grad, x, values, index, shape, *conv, [False, True, False])),
     ]
 
 

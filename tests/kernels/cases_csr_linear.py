@@ -282,8 +282,8 @@ def test_the_registered_operators_equal_the_reference(size: tuple[int, ...], kin
     x, grad, bias = (torch.randn(size).to(DEVICE, dtype) for size in ((m, k), (m, n), (n,)))
     x, values = x if kind == "contiguous" else strided(x, kind), torch.randn(layout.nnz, 2).to(DEVICE, dtype)[:, 0]
     tail = (list(layout.index), list(layout.shape))
-    for relu, given in ((False, bias), (True, None)):
-        compare("linear_csr", cuda_csr._linear, (x, values, given, *tail, relu), 0)
+    for name, given in (("none", bias), ("relu", None)):
+        compare("linear_csr", cuda_csr._linear, (x, values, given, *tail, name), 0)
     activated = torch.randn_like(grad)
     for wanted in ([True] * 3, [True, False, False], [False, True, False]):
         arguments = (grad, x, values, *tail, wanted, activated)
@@ -304,7 +304,7 @@ def test_pointwise_convolutions_equal_the_reference(n: int, stride: list[int], p
         x = x.contiguous(memory_format=torch.channels_last)
     tail = (list(layout.index), list(layout.shape))
     conv = (stride, padding, [1, 1], 1)
-    compare("conv2d_csr", cuda_csr._conv2d, (x, values, bias, *tail, *conv, True), 0)
+    compare("conv2d_csr", cuda_csr._conv2d, (x, values, bias, *tail, *conv, "relu"), 0)
     grad = torch.randn_like(REFERENCES["conv2d_csr"](x, values, bias, *tail, *conv))
     for wanted in ([True] * 3, [True, False, False], [False, True, False]):
         compare("conv2d_csr_backward", cuda_csr._conv2d_backward, (grad, x, values, *tail, *conv, wanted), 0)

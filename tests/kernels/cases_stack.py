@@ -11,7 +11,7 @@ from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 
 from lth_sparse.formats import BSR
-from lth_sparse.ops import cuda
+from lth_sparse.ops import cuda, cuda_conv
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +36,10 @@ def test_forward_and_gradients(m: int, n: int, k: int, block: tuple[int, int], d
     values = layout.gather(weight).to(DEVICE)
     images = x.reshape(m, groups * k, 1, 1).to(DEVICE)
     conv: Any = ([groups * n, k, 1, 1], [1, 1], [0, 0], [1, 1], groups)
-    y = cuda._conv2d(images, values, bias.to(DEVICE), index, *conv)
+    y = cuda_conv._conv2d(images, values, bias.to(DEVICE), index, *conv)
     assert y.is_contiguous()
     upstream = grad.reshape(m, groups * n, 1, 1).to(DEVICE)
-    dx, dvalues, dbias = cuda._conv2d_backward(upstream, images, values, index, *conv, [True] * 3)
+    dx, dvalues, dbias = cuda_conv._conv2d_backward(upstream, images, values, index, *conv, [True] * 3)
     w = weight.double().view(groups, n, k)
     check(y.cpu().view(m, groups, n), torch.einsum("mgk,gnk->mgn", x.double(), w) + bias.double().view(groups, n))
     check(dx.cpu().view(m, groups, k), torch.einsum("mgn,gnk->mgk", grad.double(), w))

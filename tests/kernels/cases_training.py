@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import lth_sparse as ls
-from lth_sparse.ops import cuda, library
+from lth_sparse.ops import cuda, cuda_conv, library
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 
 KERNELS = {
     "linear_bsr": cuda._linear,
     "linear_bsr_backward": cuda._linear_backward,
-    "conv2d_bsr": cuda._conv2d,
-    "conv2d_bsr_backward": cuda._conv2d_backward,
+    "conv2d_bsr": cuda_conv._conv2d,
+    "conv2d_bsr_backward": cuda_conv._conv2d_backward,
 }
 OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),

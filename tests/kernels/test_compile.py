@@ -12,7 +12,8 @@ import kernel_gate_csr
 from kernel_gate import DEVICES, SMALL_KERNELS, compile_one, compile_small, faults
 
 from lth_sparse.kernels.bsr_linear import PIPELINES_DESCRIPTORS
-from lth_sparse.kernels.launch import CONV_PRODUCTS, PRODUCTS, Problem, heuristic
+from lth_sparse.kernels.conv_tiles import Conv
+from lth_sparse.kernels.launch import CONV_PRODUCTS, NHWC_PRODUCTS, PRODUCTS, Problem, heuristic
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -98,6 +99,36 @@ def test_shipped_convolutions_compile_as_intended(
     if device not in DEVICES:
         pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens), memory=memory)) == []
+
+
+@pytest.mark.parametrize("product", NHWC_PRODUCTS)
+@pytest.mark.parametrize(
+    ("device", "dtype", "block", "tokens", "memory"),
+    [
+        ("sm_90", "bfloat16", (64, 64), 4096, "channels_last"),
+        ("sm_90", "float16", (16, 16), 4096, "channels_last"),
+        ("sm_90", "float32", (32, 32), 4096, "channels_last"),
+        ("sm_90", "float32", (64, 64), 4096, "contiguous"),
+        ("sm_80", "bfloat16", (64, 16), 4096, "channels_last"),
+        ("sm_86", "float16", (128, 128), 64, "channels_last"),
+        ("sm_80", "float16", (32, 32), 4096, "feature_major"),
+        ("gfx942", "bfloat16", (32, 32), 4096, "channels_last"),
+    ],
+)
+def test_shipped_nhwc_convolutions_compile_as_intended(
+    device: str, dtype: str, block: tuple[int, int], tokens: int, memory: str, product: str
+) -> None:
+    if device not in DEVICES:
+        pytest.skip(f"this Triton cannot compile for {device} alone")
+    assert faults(compile_one(device, Problem(product, dtype, block, tokens), memory=memory)) == []
+
+
+@pytest.mark.parametrize("block", [(16, 16), (64, 64)])
+@pytest.mark.parametrize("conv", [Conv((3, 3), (2, 2), (1, 1)), Conv((3, 3), padding=(1, 1), groups=2)], ids=str)
+def test_an_input_gradient_tap_by_tap_compiles_as_intended(conv: Conv, block: tuple[int, int]) -> None:
+    """With strides and with groups every tap's list is a pipelined loop of its own."""
+    problem = Problem(NHWC_PRODUCTS[1], "bfloat16", block, 4096)
+    assert faults(compile_one("sm_90", problem, memory="channels_last", convolution=conv)) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -24,7 +24,7 @@ def test_padded(size: int, least: int, right: int) -> None:
     assert launch.padded(size, least) == right
 
 
-@pytest.mark.parametrize("product", launch.PRODUCTS + launch.CONV_PRODUCTS)
+@pytest.mark.parametrize("product", launch.PRODUCTS + launch.CONV_PRODUCTS + launch.NHWC_PRODUCTS)
 @pytest.mark.parametrize("dtype", launch.DTYPES)
 @pytest.mark.parametrize("block", [(1, 1), (4, 3), (16, 16), (24, 48), (64, 8), (128, 128), (512, 16), (16, 512)])
 @pytest.mark.parametrize("tokens", [0, 1, 17, 100000])

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lth_sparse as ls
-from lth_sparse.nn import SparseLinear
+from lth_sparse.nn import SparseConv2d, SparseLinear
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "csr": {"layout": "csr"},
     "bsr": {"layout": "bsr", "block": (2, 2), "cover": "zeros"},
+    "bsr_channels_last": {"layout": "bsr", "block": (2, 2), "cover": "zeros", "channels_last": True},
     "dense": {"layout": "dense"},
 }
 
@@ -228,3 +229,23 @@ def test_a_model_cast_to_bfloat16_keeps_its_dtype_in_every_state(
     assert {tensor.dtype for tensor in dense} == {torch.bfloat16}
     with torch.no_grad():
         assert torch.equal(other(images.bfloat16()), y)
+
+
+def test_the_order_of_blocks_is_part_of_the_state() -> None:
+    """The same blocks in the other order are other weights; with all blocks kept, nothing else tells them apart."""
+    mask = torch.ones(4, 6, 3, 3, dtype=torch.bool)
+    conv = nn.Conv2d(6, 4, 3)
+    layers = {order: SparseConv2d.from_dense(conv, mask, "bsr", (2, 3), channels_last=order) for order in (False, True)}
+    states = {order: layer.state_dict() for order, layer in layers.items()}
+    assert states[False].keys() ^ states[True].keys() == {"channels_last"}
+    assert torch.equal(states[False]["col_indices"], states[True]["col_indices"])
+    for order, layer in layers.items():
+        before = layer.values.detach().clone()
+        layer.load_state_dict(states[order])
+        with pytest.raises(RuntimeError, match="belongs to another mask or layout than this module's"):
+            layer.load_state_dict(states[not order])
+        assert torch.equal(layer.values, before)
+        assert torch.equal(layer.weight, conv.weight)
+        assert torch.equal(ls.dense_state_dict(nn.Sequential(layer))["0.weight"], conv.weight)
+    assert layers[True].layout.channels_last
+    assert copy.deepcopy(layers[True]).to(torch.float64).layout.channels_last

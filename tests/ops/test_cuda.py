@@ -30,6 +30,7 @@ def test_what_has_a_kernel_on_cuda_and_what_has_not() -> None:
         for gradients in (False, True):
             for dims in (2, 3, 4):
                 assert backend_of("bsr", "cuda", dtype, dims, gradients) == "cuda-triton"
+                assert backend_of("bsr", "cuda", dtype, dims, gradients, channels_last=True) == "cuda-triton"
                 assert backend_of("csr", "cuda", dtype, dims, gradients, pointwise=True) == "cuda-triton"
             assert backend_of("csr", "cuda", dtype, 2, gradients) == "cuda-triton"
             assert backend_of("csr", "cuda", dtype, 4, gradients) == "reference"

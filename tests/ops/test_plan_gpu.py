@@ -9,8 +9,9 @@ import torch
 
 from lth_sparse.errors import ArgumentError
 from lth_sparse.ops import backend_of, cost, plan, plan_cache
+from lth_sparse.ops.gpu_limits import gpu_break_even
 from lth_sparse.ops.measure import Timing
-from lth_sparse.ops.plan import choose_layout, gpu_break_even, predict
+from lth_sparse.ops.plan import choose_layout, predict
 
 
 class OnGPU(torch.Tensor):
