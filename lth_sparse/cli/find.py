@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.html import Report, write_report
-from lth_sparse.report.tables import Grid, plain_text, rich_table, seed_grid, verdict_grid
+from lth_sparse.report.tables import seed_grid, show, verdict_grid
 from lth_sparse.report.verdict import Verdict, candidate
 
-__all__ = ["Options", "Study", "command_line", "preset_of", "run"]
+__all__ = ["Options", "Study", "check", "command_line", "preset_of", "run"]
 
 INTERRUPTED = 130
 TITLES = {"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"}
@@ -90,13 +91,7 @@ def run(options: Options, console: Console | None = None) -> int:
         LTHSparseError: any of the user's mistakes, before the first training where that can be known.
     """
     console = Console() if console is None else console
-    preset = preset_of(options)
-    keywords = _search_keywords(options, preset)
-    data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
-    # Wrong ones raise here, before a directory remembers them; so does what the layers of the network refuse.
-    settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
-    keywords["scope"] = settings.scope
-    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)
+    preset, data, keywords = check(options)
     directory = options.output or Path("runs") / f"{preset.name}-{preset.dataset}"
     options = dataclasses.replace(options, output=directory)
     if options.threads is not None:
@@ -117,6 +112,17 @@ def run(options: Options, console: Console | None = None) -> int:
         return INTERRUPTED
     study.conclude()
     return 0
+
+
+def check(options: Options, load: Callable[..., DataSet] = load_dataset) -> tuple[Preset, DataSet, dict[str, Any]]:
+    """Preset, images and keywords of the search; mistakes raise here, before a directory remembers them."""
+    preset = preset_of(options)
+    keywords = _search_keywords(options, preset)
+    data = load(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
+    settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
+    keywords["scope"] = settings.scope
+    Search(build_model(preset.model, data, 0, dropout=preset.dropout), settings)  # refuses what its layers cannot do
+    return preset, data, keywords
 
 
 @dataclass(frozen=True)
@@ -285,14 +291,6 @@ def command_line(options: Options) -> str:
         else:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def show(console: Console, grid: Grid) -> None:
-    """A table that fits the terminal; aligned text, never wrapped, for anything else."""
-    if console.is_terminal:
-        console.print(rich_table(grid if grid.width <= console.width else grid.narrow()))
-    else:
-        console.print(plain_text(grid) + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:

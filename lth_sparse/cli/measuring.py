@@ -24,9 +24,9 @@ from lth_sparse.benchmarks.options import floats, integers, words
 from lth_sparse.benchmarks.plots import draw
 from lth_sparse.benchmarks.providers import LAYOUTS, PEERS
 from lth_sparse.benchmarks.tables import layer_grid, network_grid, peer_grid, rates_line
-from lth_sparse.cli.find import show
 from lth_sparse.cli.progress import crowding, duration
 from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.report.tables import show
 
 __all__ = ["Options", "Progress", "run"]
 

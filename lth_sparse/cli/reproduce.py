@@ -20,7 +20,7 @@ from rich.console import Console
 
 from lth_sparse._files import atomic_write
 from lth_sparse._version import __version__
-from lth_sparse.cli.find import TITLES, show
+from lth_sparse.cli.find import TITLES
 from lth_sparse.cli.progress import duration
 from lth_sparse.engine import TicketResult, find_ticket
 from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
@@ -28,6 +28,7 @@ from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
 from lth_sparse.report.claims import Finding, claims_grid, claims_of, examine, nearest_level
+from lth_sparse.report.tables import show
 
 __all__ = ["BUDGETS", "NETWORKS", "Options", "run"]
 

@@ -6,7 +6,7 @@ as the paper does, and each of its steps has a file of its own.
 
 from __future__ import annotations
 
-from lth_sparse.engine import analyses
+from lth_sparse.engine import analyses, distributed
 from lth_sparse.engine.criteria import ScoringContext
 from lth_sparse.engine.dynamic import SET, GradualPruning, RigL
 from lth_sparse.engine.early_bird import EarlyBird
@@ -31,6 +31,7 @@ __all__ = [
     "TicketResult",
     "Verdict",
     "analyses",
+    "distributed",
     "find_ticket",
     "initialise_",
     "levels",

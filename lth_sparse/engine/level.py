@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lth_sparse.engine.distributed import warn
 from lth_sparse.engine.rewinding import Moment
 from lth_sparse.engine.snapshot import Snapshot, load_attached
 from lth_sparse.engine.strict import Strict
@@ -187,7 +187,7 @@ class Level:
         forgotten = sorted(set(self._rewound_to.attached if self._rewound_to else ()) - set(self._attached))
         if forgotten:
             message = f"train: attached {', '.join(forgotten)} at level 0 but not at level {self.index}"
-            warnings.warn(f"{message}, where it started fresh", UserWarning, stacklevel=2)
+            warn(f"{message}, where it started fresh")
 
     def _capture(self, moment: Moment) -> None:
         if moment in self._captures and moment not in self.captured:

@@ -17,7 +17,6 @@ import copy
 import dataclasses
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.controls import FRESH, altered, control_masks, reinitialise_
+from lth_sparse.engine.distributed import check_alike, leads, led, shared, shared_captures, warn
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
 from lth_sparse.engine.pruning import check_depth, prune_level
@@ -82,10 +82,12 @@ class Search(Iterator[Level]):
         self._template = copy.deepcopy(model)  # the user's model is never touched again
         self._aliases = aliases_of(self._template)
         self._everything = Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
-        self._callbacks = tuple(callbacks)
+        self._callbacks = tuple(callbacks) if leads() else ()
         self._directory = None
+        signature = {name: [list(t.shape), str(t.dtype)] for name, t in tensors_of(self._template).items()}
+        asked = (settings.hyperparameters(), settings.controls, settings.control_levels, settings.strict, signature)
+        self._asked = repr((*asked, directory is None))
         if directory is not None:
-            signature = {name: [list(t.shape), str(t.dtype)] for name, t in tensors_of(self._template).items()}
             self._directory = RunDirectory(directory, settings.hyperparameters(), signature)
         self._candidates: dict[int, Snapshot] = {}
         self._floored: set[str] = set()
@@ -107,6 +109,7 @@ class Search(Iterator[Level]):
         return self._result
 
     def _run(self) -> Iterator[Level]:
+        check_alike(self._asked)
         with self._directory.locked() if self._directory else contextlib.nullcontext():
             self._start = self._snapshot("start") or self._begin()
             self._rewound: Snapshot | None = self._start if self._rewind.moment == START else self._snapshot("rewind")
@@ -128,6 +131,7 @@ class Search(Iterator[Level]):
 
     # --- the steps of a level, in the order in which they happen ---------------------------------------------------
 
+    @led
     def _begin(self) -> Snapshot:
         """The start of level 0: the model as it came, random states from the seed."""
         with preserved_rng():
@@ -137,6 +141,7 @@ class Search(Iterator[Level]):
             self._directory.keep_snapshot("start", start)
         return start
 
+    @led
     def _prune(self, k: int) -> Mask:
         """mask_k from the survivors of level k - 1."""
         if k == 0:
@@ -149,7 +154,7 @@ class Search(Iterator[Level]):
             kept, floor = int(mask.sum()), f"min_kept={self.settings.min_kept}"
             floor = f"granularity={self._tile.name!r}" if kept == self._tile.least(mask.shape) else floor
             message = f"{name}: level {k} would prune it below {floor}; it keeps {kept} weights from here on"
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn(message)
         self._floored.update(pruned.floored)
         return Mask(pruned.masks)
 
@@ -229,6 +234,7 @@ class Search(Iterator[Level]):
             callbacks=(),
         )
 
+    @led
     def _control_masks(self, k: int, control: str) -> Mask:
         generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, f"{control} mask"))
         return control_masks(control, self._result.tickets[k].masks, self._start.tensors, self._tile, generator)
@@ -241,8 +247,8 @@ class Search(Iterator[Level]):
         if control in FRESH:
             dense, _ = self._build(self._start.tensors, self._everything)
             changed = [name for name, rate in self._rates.items() if rate]
-            fresh = reinitialise_(dense, changed, self.settings.reset_parameters)
-            rewound = Snapshot.take(fresh, 0, {})
+            reset = self.settings.reset_parameters
+            rewound = shared(lambda: Snapshot.take(reinitialise_(dense, changed, reset), 0, {}))
         else:
             generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, k, f"{control} weights"))
             own = altered(control, rewound.tensors, self._result.tickets[k].masks, generator)
@@ -258,11 +264,11 @@ class Search(Iterator[Level]):
         initial = {name: initial[name].detach().cpu().clone() for name in started_from if name not in self._aliases}
         del started_from
         with preserved_rng():  # a progress bar must not change what is trained
-            emit(self._callbacks, "on_level_start", level)
+            shared(lambda: emit(self._callbacks, "on_level_start", level))
         begin = time.perf_counter()
         yield level
         level.finish(time.perf_counter() - begin)
-        for (_, step), captured in level.captured.items():
+        for (_, step), captured in shared_captures(level.captured).items():
             name = "rewind" if self._rewind.moment else f"candidate_{step}"
             if self._rewind.moment:
                 self._rewound = captured
@@ -270,7 +276,8 @@ class Search(Iterator[Level]):
                 self._candidates[step] = captured
             if self._directory:
                 self._directory.keep_snapshot(name, captured)
-        self._keep(self._ticket(level, masks, initial), {"seconds": level.seconds, "layers": self._layers})
+        notes = {"seconds": level.seconds, "layers": self._layers}
+        self._keep(*shared(lambda: (self._ticket(level, masks, initial), notes)))
 
     def _keep_untrained(self) -> None:
         """Level 0 without training, for criteria that need none and users who want none: trained is theta_0."""
@@ -279,7 +286,7 @@ class Search(Iterator[Level]):
         level.finish(0.0)
         state = dense_state_dict(level.model)
         initial = {name: state[name].detach().cpu().clone() for name in state if name not in self._aliases}
-        self._keep(self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})
+        self._keep(*shared(lambda: (self._ticket(level, self._everything, initial), {"seconds": 0.0, "layers": []})))
 
     # --- the parts they are made of ----------------------------------------------------------------------------------
 
@@ -352,7 +359,7 @@ class Search(Iterator[Level]):
         else:
             self._result.controls[ticket.level, ticket.control] = record
             self._result.control_tickets[ticket.level, ticket.control] = ticket
-        emit(self._callbacks, "on_level_end", record)
+        shared(lambda: emit(self._callbacks, "on_level_end", record))
 
     def _recall(self, k: int, control: str | None = None) -> bool:
         """Take a finished level or control from the run directory, if it is there."""

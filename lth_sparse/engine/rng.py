@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["capture_rng", "derived_seed", "preserved_rng", "restore_rng", "seed_all"]
+__all__ = ["capture_rng", "derived_seed", "for_every_device", "preserved_rng", "restore_rng", "seed_all"]
 
 
 def seed_all(seed: int) -> None:
@@ -44,6 +44,14 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:  # CUDA was not in use when the state was taken: it began, as now, from torch's seed
         torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def for_every_device(state: dict[str, Any]) -> dict[str, Any]:
+    """The captured state with that of the current CUDA device for all of them: other ranks run on other devices."""
+    if "cuda" not in state:
+        return state
+    own = state["cuda"][torch.cuda.current_device()]
+    return {**state, "cuda": [own.clone() for _ in state["cuda"]]}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@
     lock                           who is at work here
 
 Every file is written atomically, a ticket after everything that belongs to it. Killed between any two instructions, the
-search finds a consistent prefix of itself.
+search finds a consistent prefix of itself. In a distributed search rank 0 alone comes here, and the others are told.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 
 from lth_sparse._files import atomic_write
 from lth_sparse.engine.container import canonical_json
+from lth_sparse.engine.distributed import led, shared
 from lth_sparse.engine.lock import DirectoryLock
 from lth_sparse.engine.snapshot import Snapshot
 from lth_sparse.engine.ticket import Ticket, versions
@@ -64,15 +65,20 @@ class RunDirectory:
                 message names the field that differs and both values.
             TicketError: its run.json is damaged.
         """
+        with contextlib.ExitStack() as stack:
+            shared(lambda: self._enter(stack))
+            yield self
+
+    def _enter(self, stack: contextlib.ExitStack) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
-        with DirectoryLock(self.path / "lock"):
-            self._sweep()
-            self._check_identity()
-            yield self
+        stack.enter_context(DirectoryLock(self.path / "lock"))
+        self._sweep()
+        self._check_identity()
 
+    @led
     def ticket(self, level: int, control: str | None = None) -> Ticket | None:
         """The finished ticket of a level or control; None when it has not been finished.
 
@@ -90,6 +96,7 @@ class RunDirectory:
             raise TicketError(f"{path}: expected level {level}, control {control}, got {ticket!r}; delete that file")
         return ticket
 
+    @led
     def notes(self, level: int, control: str | None = None) -> dict[str, Any]:
         """Wall time and layouts of a finished level; without its file, seconds are NaN and there are no layouts."""
         try:
@@ -98,6 +105,7 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return {"seconds": math.nan, "layers": []}
 
+    @led
     def keep(self, ticket: Ticket, notes: Mapping[str, Any]) -> None:
         """Store a finished level, the ticket last: with it the level is done.
 
@@ -108,24 +116,29 @@ class RunDirectory:
         atomic_write(path.with_suffix(".json"), (json.dumps(notes, indent=1) + "\n").encode())
         ticket.save(path)
 
+    @led
     def snapshot(self, name: str) -> Snapshot | None:
         """The stored snapshot "start", "rewind" or "candidate_<step>", or None."""
         path = self.path / f"{name}.safetensors"
         return Snapshot.load(path) if path.exists() else None
 
+    @led
     def keep_snapshot(self, name: str, snapshot: Snapshot) -> None:
         """Store a snapshot."""
         snapshot.save(self.path / f"{name}.safetensors")
 
+    @led
     def candidates(self) -> dict[int, Snapshot]:
         """The stored candidates for the rewind point, by step."""
         return {step: Snapshot.load(path) for step, path in self._numbered("candidate_*.safetensors").items()}
 
+    @led
     def forget_candidates(self) -> None:
         """Delete the candidates."""
         for path in self._numbered("candidate_*.safetensors").values():
             path.unlink(missing_ok=True)
 
+    @led
     def stability(self) -> dict[int, dict[str, list[float]]]:
         """What was found of each candidate, by step; a damaged file counts as none, its copies are trained again."""
         found = {}
@@ -135,6 +148,7 @@ class RunDirectory:
                 found[step] = {key: [float(value) for value in content[key]] for key in ("positions", "errors")}
         return found
 
+    @led
     def keep_stability(self, step: int, content: Mapping[str, Any]) -> None:
         """Store what was found of one candidate."""
         atomic_write(self.path / f"stability_{step}.json", (json.dumps(content) + "\n").encode())

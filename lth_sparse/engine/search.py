@@ -112,7 +112,9 @@ def find_ticket(
         score_rounds: prune each level in so many rounds and score anew in each; 1, for "synflow" 100 over all levels.
         dense_baseline: False leaves level 0 untrained, for criteria at initialisation, which do not need it.
 
-    Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`.
+    Sparse layers compute a ReLU that follows them directly, see :func:`lth_sparse.nn.fuse_relu_`. Under torchrun, with
+    a process group, call this on every rank and wrap ``level.model`` in DistributedDataParallel; what is then done
+    once and what on each rank, :mod:`lth_sparse.engine.distributed` says.
 
     Returns:
         The tickets, records and controls; the caller's random states are as before.

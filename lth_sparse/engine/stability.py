@@ -8,13 +8,13 @@ for each of the about log2(n) that are looked at.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.analyses.barrier import Barrier, linear_barrier
+from lth_sparse.engine.distributed import shared, warn
 from lth_sparse.engine.level import Level
 from lth_sparse.engine.rng import preserved_rng
 from lth_sparse.engine.rundir import RunDirectory
@@ -68,7 +68,7 @@ class Stability:
                     level.finish(0.0)
                     states.append({name: tensor.cpu() for name, tensor in dense_state_dict(level.model).items()})
                 with preserved_rng():
-                    found = linear_barrier(template, states[0], states[1], error)
+                    found = shared(lambda: linear_barrier(template, states[0], states[1], error))
                 self.barriers[step] = found
                 if self._directory:
                     self._directory.keep_stability(step, {"positions": found.positions, "errors": found.errors})
@@ -104,11 +104,9 @@ def smallest_stable(
     low, high = 0, len(steps) - 1
     found = yield from barrier(steps[high])
     if not found.stable(bound):
-        warnings.warn(
+        warn(
             f"rewind='auto': training is not stable at any candidate up to step {steps[high]}, where the barrier is "
-            f"{100 * found.height:.1f} percentage points; levels rewind to that step",
-            UserWarning,
-            stacklevel=2,
+            f"{100 * found.height:.1f} percentage points; levels rewind to that step"
         )
         return steps[high]
     while low < high:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lth_sparse.engine.distributed import gathered, world
 from lth_sparse.errors import InvariantError
 from lth_sparse.nn import dense_state_dict, sparse_modules
 
@@ -142,13 +143,12 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _ranks_agree(masks: Mapping[str, Tensor], index: int) -> None:
     """Compare a hash of the masks over all ranks of the default process group, where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if world() == 1:
         return
     digest = hashlib.sha256()
     for name, mask in masks.items():
         digest.update(name.encode() + np.packbits(mask.cpu().reshape(-1).numpy()).tobytes())
-    hashes: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(hashes, digest.hexdigest())
+    hashes = gathered(digest.hexdigest())
     for rank, other in enumerate(hashes):
         if other != hashes[0]:
             raise InvariantError(f"strict: level {index}: rank {rank} has other masks than rank 0")

@@ -8,7 +8,7 @@ import platform
 
 from lth_sparse.ops.plan_cache import cpu_generation, cpu_name
 
-__all__ = ["PACKAGES", "cpu_generation", "cpu_name", "environment", "kernels", "machine", "versions"]
+__all__ = ["PACKAGES", "cores", "cpu_generation", "cpu_name", "environment", "kernels", "machine", "versions"]
 
 PACKAGES = ("torch", "numpy", "safetensors", "rich", "typer", "jinja2", "matplotlib", "scikit-learn", "triton")
 
@@ -45,7 +45,7 @@ def machine() -> dict[str, str]:
 
     return {
         "processor": cpu_name(),
-        "cores": str(_cores()),
+        "cores": str(cores()),
         "threads": str(torch.get_num_threads()),
         "memory": _memory(),
         "system": platform.platform(terse=True),
@@ -69,7 +69,8 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

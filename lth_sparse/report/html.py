@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lth_sparse._files import atomic_write
 from lth_sparse.report.analyses import Section
@@ -20,7 +20,10 @@ from lth_sparse.report.summary import LevelSummary, Summary
 from lth_sparse.report.tables import Grid, seed_grid, summary_grid, verdict_grid
 from lth_sparse.report.verdict import Verdict
 
-__all__ = ["Report", "render_html", "render_json", "write_report"]
+__all__ = ["Report", "now", "render_html", "render_json", "template", "write_report"]
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 FORMAT = 1
 
@@ -51,7 +54,7 @@ class Report:
     tickets: tuple[str, ...]
     crowded: str | None = None
     analyses: tuple[Section, ...] = ()
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
+    created: str = field(default_factory=lambda: now())
 
 
 def write_report(directory: Path, report: Report) -> tuple[Path, Path]:
@@ -103,14 +106,10 @@ def render_json(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """The page as text; it refers to nothing outside itself."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from lth_sparse.report import plots
 
-    environment = Environment(
-        loader=PackageLoader("lth_sparse.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     summary = report.summary
     figures = [
         (
@@ -124,7 +123,7 @@ def render_html(report: Report) -> str:
         ),
         (Markup(plots.seconds_plot(summary)), _seconds_caption(report)),
     ]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         report=report,
         figures=figures,
         verdict_grid=verdict_grid(report.verdict, ""),
@@ -135,6 +134,21 @@ def render_html(report: Report) -> str:
         ],
         seeds=len(summary.seeds),
     )
+
+
+def template(name: str) -> Template:
+    """A page of `templates`, in which every value is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lth_sparse.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def now() -> str:
+    """The time of a report, "2026-01-31 12:00 UTC"."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _seconds_caption(report: Report) -> str:

@@ -14,9 +14,20 @@ from lth_sparse.report.summary import LevelSummary, Statistic, Summary, Training
 from lth_sparse.report.verdict import Verdict
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Grid", "plain_text", "rich_table", "seed_grid", "summary_grid", "verdict_grid"]
+__all__ = [
+    "Grid",
+    "percent_cell",
+    "plain_text",
+    "rich_table",
+    "seconds_cell",
+    "seed_grid",
+    "show",
+    "summary_grid",
+    "verdict_grid",
+]
 
 MISSING = "-"
 HEADERS = (
@@ -61,11 +72,11 @@ def seed_grid(trainings: Iterable[Training], title: str) -> Grid:
     rows = tuple(
         (
             _name(training.level, training.control),
-            _percent(training.density),
+            percent_cell(training.density),
             _count(training.early_stop),
-            _percent(training.early_accuracy, 2),
-            _percent(training.accuracy, 2),
-            _seconds(training.seconds),
+            percent_cell(training.early_accuracy, 2),
+            percent_cell(training.accuracy, 2),
+            seconds_cell(training.seconds),
             _times(training.speedup),
             _layouts(training.layouts),
         )
@@ -87,6 +98,14 @@ def verdict_grid(verdict: Verdict, title: str) -> Grid:
 
 def _over(seeds: int) -> str:
     return f" (mean over {seeds} seeds [minimum, maximum])" if seeds > 1 else ""
+
+
+def show(console: Console, grid: Grid) -> None:
+    """A table that fits the terminal; aligned text, never wrapped, for anything else."""
+    if console.is_terminal:
+        console.print(rich_table(grid if grid.width <= console.width else grid.narrow()))
+    else:
+        console.print(plain_text(grid) + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def rich_table(grid: Grid) -> Table:
@@ -125,7 +144,7 @@ def _summary_rows(levels: Iterable[LevelSummary]) -> tuple[tuple[str, ...], ...]
     return tuple(
         (
             _name(level.level, level.control),
-            _percent(level.density),
+            percent_cell(level.density),
             _spread(level.early_stop, lambda value: f"{value:,.0f}"),
             _spread(level.early_accuracy, lambda value: f"{100.0 * value:.2f}", "%"),
             _spread(level.accuracy, lambda value: f"{100.0 * value:.2f}", "%"),
@@ -150,7 +169,8 @@ def _name(level: int, control: str | None) -> str:
     return f"{level} dense" if level == 0 else str(level)
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
+def percent_cell(share: float | None, digits: int = 1) -> str:
+    """0.967 -> "96.7%"; "-" for None."""
     return MISSING if share is None else f"{100.0 * share:.{digits}f}%"
 
 
@@ -162,7 +182,8 @@ def _short(seconds: float) -> str:
     return f"{seconds:,.0f}" if seconds >= 100.0 else f"{seconds:.1f}" if seconds >= 1.0 else f"{seconds:.2f}"
 
 
-def _seconds(seconds: float | None) -> str:
+def seconds_cell(seconds: float | None) -> str:
+    """Three significant figures or all before the point; "-" for None."""
     return MISSING if seconds is None else _short(seconds)
 
 
