@@ -63,9 +63,9 @@ def test_opcheck(kind: str) -> None:
     x = formatted(torch.randn(SIZE), kind)
     tail = (list(layout.index), list(layout.shape), [2, 1], [1, 0], [1, 1], 1)
     ops = OPS["bsr"]
-    for relu in (False, True):
-        torch.library.opcheck(ops.conv2d.overload, (x, values, bias, *tail, relu, True), test_utils=CHECKS)
-    y = ops.conv2d(x, values, bias, *tail, True, True)
+    for name in ("none", "relu"):
+        torch.library.opcheck(ops.conv2d.overload, (x, values, bias, *tail, name, True), test_utils=CHECKS)
+    y = ops.conv2d(x, values, bias, *tail, "relu", True)
     for wanted, activated in (([True, True, True], None), ([True, False, True], y)):
         arguments = (torch.randn_like(y), x, values, *tail, wanted, activated, True)
         torch.library.opcheck(ops.conv2d_backward.overload, arguments, test_utils=CHECKS)

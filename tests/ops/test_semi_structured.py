@@ -76,7 +76,7 @@ def test_opcheck() -> None:
     tail = (list(layout.index), list(layout.shape))
     ops = OPS["2:4"]
     for given in (bias, None):
-        torch.library.opcheck(ops.linear.overload, (x, values, given, *tail, True), test_utils=CHECKS)
+        torch.library.opcheck(ops.linear.overload, (x, values, given, *tail, "relu"), test_utils=CHECKS)
     for wanted in ([True, True, True], [False, True, False]):
         for activated in ((), (torch.randn(3, 6),)):
             arguments = (torch.randn(3, 6), x, values, *tail, wanted, *activated)
