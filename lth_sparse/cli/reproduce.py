@@ -27,7 +27,10 @@ from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
+from lth_sparse.report import facts, judge, summarise, trainings_of
+from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.claims import Finding, claims_grid, claims_of, examine, nearest_level
+from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.tables import show
 
 __all__ = ["BUDGETS", "NETWORKS", "Options", "run"]
@@ -37,6 +40,10 @@ BUDGETS = ("quick", "full")
 #: Densities at which one-shot pruning is compared, and at which controls are trained besides the last level.
 COMPARED = {"lenet": (0.211, 0.036)}
 FORMAT = 1
+CLAIMS = (
+    "Differences are taken seed by seed, mean [minimum, maximum]. A claim holds, or is contradicted, if its difference "
+    "lies on one side by more than the half-width of the one-sided 95% confidence interval; else these runs do not show it."
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Reproduction:
         show(self.console, claims_grid(findings, f"What {self.options.seeds} seed(s) show"))
         counts = {name: sum(f.outcome == name for f in findings) for name in ("holds", "contradicted", "not shown")}
         self.say("; ".join(f"{count} {name}" for name, count in counts.items()) + ".")
-        facts = {
+        stored = {
             "format": FORMAT,
             "network": self.options.network,
             "budget": self.options.budget,
@@ -144,13 +151,39 @@ class Reproduction:
             "claims": [_plain(finding) for finding in findings],
         }
         path = self.directory / "claims.json"
-        atomic_write(path, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
-        self.say(f"Figures: {path}")
+        atomic_write(path, (json.dumps(stored, indent=2, allow_nan=False) + "\n").encode())
+        self.say(f"Figures: {path}", f"Report: {self.report(findings)}")
         return 1 if counts["contradicted"] else 0
+
+    def report(self, findings: list[Finding]) -> Path:
+        """report.html: the claims, then all that `lth-sparse find` would say of the iterative search."""
+        results = self.studies["iterative"]
+        trainings = [t for seed, r in results.items() for t in trainings_of(seed, r.levels, r.controls)]
+        summary = summarise(trainings)
+        verdict = judge(summary, images=len(self.data.test))
+        level = self.preset.levels if verdict.level is None else verdict.level
+        claims = Section("Claims of the paper", CLAIMS, (), (claims_grid(findings, ""),))
+        words = [f"--{name} {value}" for name, value in vars(self.options).items() if name != "network" and value]
+        report = Report(
+            name=f"{TITLES[self.options.network]} on {self.preset.dataset}",
+            data=f"{self.data} (training / validation / test)",
+            command=" ".join(["lth-sparse reproduce", self.options.network, *words]),
+            summary=summary,
+            verdict=verdict,
+            hyperparameters={**self.preset.to_dict(), "seeds": len(results), "threads": torch.get_num_threads()},
+            versions=facts.versions(),
+            machine={**facts.machine(), **facts.kernels(), **facts.environment()},
+            tickets=tuple(str(self._folder("iterative", seed) / f"level_{level:02d}.safetensors") for seed in results),
+            analyses=(claims, *analysis_sections(results, level)),
+        )
+        return write_report(self.directory, report)[0]
 
     def say(self, *lines: str) -> None:
         """Print lines as they are, never wrapped."""
         self.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+    def _folder(self, study: str, seed: int) -> Path:
+        return self.directory / study.replace(" ", "_") / f"seed_{seed}"
 
     def _search(self, study: str, seed: int, keywords: Mapping[str, Any]) -> TicketResult:
         name = self.options.network
@@ -159,7 +192,7 @@ class Reproduction:
             make_train(self.preset, self.data),
             **keywords,
             feature_major=bool(CONVS[self.preset.model]),
-            directory=self.directory / study.replace(" ", "_") / f"seed_{seed}",
+            directory=self._folder(study, seed),
             seed=seed,
         )
         self.studies.setdefault(study, {})[seed] = result

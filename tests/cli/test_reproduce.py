@@ -28,6 +28,9 @@ def test_all_studies_are_trained_and_every_claim_is_judged(run: Run, done: Path)
     assert {claim["outcome"] for claim in facts["claims"]} <= {"holds", "contradicted", "not shown"}
     assert (outcome.code == 1) == any(claim["outcome"] == "contradicted" for claim in facts["claims"])
     assert sorted(path.name for path in done.iterdir() if path.is_dir()) == ["continue", "iterative", "one-shot_2"]
+    page = (done / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Claims of the paper</h2>" in page
+    assert "one-shot pruning" in page
     assert (done / "iterative" / "seed_1" / "control_02_random.safetensors").exists()
 
 
