@@ -42,7 +42,8 @@ COMPARED = {"lenet": (0.211, 0.036)}
 FORMAT = 1
 CLAIMS = (
     "Differences are taken seed by seed, mean [minimum, maximum]. A claim holds, or is contradicted, if its difference "
-    "lies on one side by more than the half-width of the one-sided 95% confidence interval; else these runs do not show it."
+    "lies on one side by more than the half-width of the one-sided 95% confidence interval; else these runs do not "
+    "show it."
 )
 
 
