@@ -227,9 +227,12 @@ def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
 def without_runs(tile: Tile) -> Tile:
     """``tile`` for a forward gather whose activations Triton cannot copy asynchronously.
 
-    The values alone are then pipelined, and they wait for no index: every stage is a buffer of theirs.
+    The values alone are then pipelined, and they wait for no index: every stage is a buffer of theirs. Activations are
+    in registers from one step to the next: eight warps share them, and beside the largest accumulator steps are short.
     """
-    return replace(tile, num_stages=max(tile.num_stages // 2, 2))
+    large = tile.block_m * tile.block_n >= 128 * 128
+    block_k = min(tile.block_k, 32) if large else tile.block_k
+    return replace(tile, block_k=block_k, num_warps=8, num_stages=max(tile.num_stages // 2, 2))
 
 
 def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:

@@ -50,7 +50,7 @@ def test_products_with_all_beside_them_and_in_other_memory_compile_as_intended(
     device: str, dtype: str, block: tuple[int, int], memory: str, extent: str, product: str
 ) -> None:
     if device not in DEVICES:
-        pytest.skip(f"this Triton cannot compile for {device} alone")
+        pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, 4096), memory=memory, extent=extent)) == []
 
 
@@ -119,7 +119,7 @@ def test_shipped_nhwc_convolutions_compile_as_intended(
     device: str, dtype: str, block: tuple[int, int], tokens: int, memory: str, product: str
 ) -> None:
     if device not in DEVICES:
-        pytest.skip(f"this Triton cannot compile for {device} alone")
+        pytest.skip(f"this Triton cannot compile for {device}")
     assert faults(compile_one(device, Problem(product, dtype, block, tokens), memory=memory)) == []
 
 

@@ -31,4 +31,5 @@ def test_every_case_interpreted(cases: Path) -> None:
 
 
 def test_shipped_configurations_compile_as_intended() -> None:
-    run_cases(HERE / "test_compile.py", interpreted=False, packages=OLDEST, skips="cannot compile for gfx942")
+    reasons = ("cannot compile for gfx942", "makes poor kernels of them")
+    run_cases(HERE / "test_compile.py", interpreted=False, packages=OLDEST, skips=reasons)
