@@ -17,10 +17,8 @@ __all__ = ["budgeted", "preset_of", "scaled_down", "search_keywords", "title", "
 
 TITLES = {
     **{"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"},
-    **{"resnet20": "ResNet-20", "vgg19": "VGG-19"},
+    **{"resnet20": "ResNet-20", "vgg19": "VGG-19", "vgg19-quarter": "VGG-19 with a quarter of its channels"},
 }
-#: Said of a quick budget whose prune rates are not the paper's.
-OTHER_RATES = "Scaled down: {levels} prunings at {rate:.0%} take the place of the paper's {theirs} at {their_rate:.0%}."
 
 
 def preset_of(options: Options) -> Preset:
@@ -89,9 +87,8 @@ def title(preset: Preset) -> str:
 
 
 def scaled_down(preset: Preset) -> list[str]:
-    """Sentences about what a quick budget leaves of the paper's experiment, besides the data; none where nothing."""
+    """Sentences about what a quick budget leaves of the paper's network, besides the data; none where all of it."""
     full = PRESETS.get(preset.name.removesuffix("-quick"), preset)
-    if preset.rates == full.rates:
+    if preset.model == full.model:
         return []
-    theirs, ours = max(full.rates.values()), max(preset.rates.values())
-    return [OTHER_RATES.format(levels=preset.levels, rate=ours, theirs=full.levels, their_rate=theirs)]
+    return [f"Scaled down: {TITLES[preset.model]}, where the paper has all of them."]

@@ -305,8 +305,8 @@ def test_a_title_tells_the_presets_of_a_network_apart(model: str, said: str) -> 
     assert title(PRESETS[model]) == said
 
 
-def test_rates_that_are_not_the_papers_are_said() -> None:
-    said = ["Scaled down: 5 prunings at 59% take the place of the paper's 20 at 20%."]
+def test_a_network_that_is_not_the_papers_is_said() -> None:
+    said = ["Scaled down: VGG-19 with a quarter of its channels, where the paper has all of them."]
     assert scaled_down(PRESETS["vgg-low"].quick()) == said
     assert not any(scaled_down(PRESETS[name].quick()) for name in ("lenet", "conv6", "resnet"))
     assert not any(scaled_down(preset) for preset in PRESETS.values())

@@ -106,7 +106,7 @@ def test_vgg_globally_and_layer_by_layer(small_vgg: None, run: Run, tmp_path: Pa
     words = ("reproduce", "vgg", *budget, "--output", tmp_path)
     outcome = run(*words)
     assert outcome.code in (0, 1), outcome.err
-    assert "Scaled down: 3 prunings at 59% take the place of the paper's 20 at 20%." in outcome.out
+    assert "Scaled down: VGG-19 with a quarter of its channels, where the paper has all of them." in outcome.out
     facts = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["seeds"] for claim in facts["claims"]] == [1] * 6
     masks = {name: Ticket.load(tmp_path / name / "seed_0" / "level_03.safetensors").masks for name in (

@@ -116,20 +116,15 @@ def test_quick_changes_the_budget_and_nothing_else(name: str) -> None:
     full, quick = PRESETS[name], PRESETS[name].quick()
     assert quick.dataset == "digits"
     assert quick.iterations < full.iterations
-    kept = ("model", "batch", "lr", "optimizer", "dropout", "momentum", "weight_decay", "scope")
+    kept = ("rates", "batch", "lr", "optimizer", "dropout", "momentum", "weight_decay", "scope")
     assert all(getattr(quick, key) == getattr(full, key) for key in kept)
-    assert (quick.rates == full.rates) == (full.model != "vgg19")
+    assert quick.model == {"vgg19": "vgg19-quarter"}.get(full.model, full.model)
     assert not quick.flip
     assert quick.crop == min(full.crop, 1)
     places, theirs = ((*p.milestones, p.warmup) for p in (quick, full))
     assert len(places) == len(theirs)
     for place, their in zip(places, theirs, strict=True):
         assert abs(place - their * quick.iterations / full.iterations) <= 0.5
-
-
-def test_a_quick_level_of_vgg_is_four_of_the_papers() -> None:
-    full, quick = PRESETS["vgg"], PRESETS["vgg"].quick()
-    assert 1 - quick.rates["conv*"] == pytest.approx((1 - full.rates["conv*"]) ** 4)
 
 
 def test_quick_lenet_prunes_to_3_6_percent_on_three_seeds() -> None:
