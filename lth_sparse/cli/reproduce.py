@@ -31,6 +31,7 @@ from lth_sparse.report import facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
 from lth_sparse.report.claims import Claim, Finding, claims_grid, claims_of, examine, ladder_claim
 from lth_sparse.report.html import Report, write_report
+from lth_sparse.report.studies import studies_section
 from lth_sparse.report.tables import show
 
 __all__ = ["BUDGETS", "Options", "run"]
@@ -172,7 +173,7 @@ class Reproduction:
             versions=facts.versions(),
             machine={**facts.machine(), **facts.kernels(), **facts.environment()},
             tickets=tuple(str(self._folder("iterative", seed) / f"level_{level:02d}.safetensors") for seed in results),
-            analyses=(claims, *analysis_sections(results, level)),
+            analyses=(claims, studies_section(self.studies), *analysis_sections(results, level)),
         )
         return write_report(self.directory, report)[0]
 

@@ -147,6 +147,7 @@ class Preset:
         1.5%, for 300 iterations. Images for both are shifted by a pixel where the paper's are by four of 32, and never
         mirrored, for a mirrored digit is none.
         """
+        checks.known("model", self.model, tuple(QUICK))
         budget = dict(QUICK[self.model])
         shorter = self.scaled(budget.pop("iterations"))
         return replace(shorter.on("digits"), name=f"{self.name}-quick", crop=min(self.crop, 1), **budget)
@@ -234,3 +235,4 @@ QUICK: dict[str, dict[str, Any]] = {
         **{"iterations": 300, "evaluate_every": 50, "levels": 19, "seeds": 3},
     },
 }
+QUICK["vgg19-quarter"] = QUICK["vgg19"]

@@ -127,6 +127,17 @@ def test_quick_changes_the_budget_and_nothing_else(name: str) -> None:
         assert abs(place - their * quick.iterations / full.iterations) <= 0.5
 
 
+def test_quick_twice_is_quick_once_but_for_the_name() -> None:
+    for name in ("lenet", "resnet-warmup", "vgg-warmup"):
+        once = PRESETS[name].quick()
+        assert replace(once.quick(), name=once.name) == once
+
+
+def test_a_network_without_a_quick_budget_says_so() -> None:
+    with pytest.raises(ArgumentError, match=r"model: expected one of lenet, .*, got 'resnet18'"):
+        replace(PRESETS["resnet"], model="resnet18").quick()
+
+
 def test_quick_lenet_prunes_to_3_6_percent_on_three_seeds() -> None:
     quick = PRESETS["lenet"].quick()
     assert (quick.name, quick.levels, quick.seeds) == ("lenet-quick", 15, 3)
