@@ -23,6 +23,11 @@ __all__ = ["app", "main"]
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
+MODELS_HELP = (
+    "lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout; resnet (ResNet-20) or vgg (VGG-19), which find "
+    "tickets as resnet-warmup, vgg-warmup; also resnet-low, vgg-low (lr 0.01) and vgg-layerwise."
+)
+
 #: ClickException under any typer: the installed click's, or the copy that newer typers bring along.
 _CommandLineError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -94,9 +99,7 @@ def _options(
 
 @app.command()
 def find(
-    model: Annotated[
-        str, typer.Argument(help="lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout.", show_default=True)
-    ] = "lenet",
+    model: Annotated[str, typer.Argument(help=MODELS_HELP, show_default=True)] = "lenet",
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -230,7 +233,7 @@ def find(
 
 @app.command()
 def reproduce(
-    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4 or conv6.")] = "lenet",
+    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4, conv6, resnet or vgg.")] = "lenet",
     budget: Annotated[
         str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
     ] = "quick",

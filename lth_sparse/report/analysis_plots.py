@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lth_sparse.engine.analyses import (
     Barrier,
@@ -14,6 +15,9 @@ from lth_sparse.engine.analyses import (
     Overlap,
 )
 from lth_sparse.report.figures import COLOURS, as_svg, figure_style, new_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "barrier_plot",
@@ -90,7 +94,7 @@ def movement_plot(pairs: Sequence[tuple[Movement, Movement]]) -> str:
         for offset, group, colour, name in ((-0.2, 0, COLOURS[0], "survivors"), (0.2, 1, COLOURS[1], "pruned")):
             heights = [pair[group].distance for pair in pairs]
             axes.bar([place + offset for place in places], heights, 0.4, color=colour, label=name)
-        axes.set_xticks(list(places), [pair[0].name for pair in pairs], rotation=20, ha="right", fontsize=8)
+        _name_ticks(axes, [pair[0].name for pair in pairs])
         axes.set_ylabel("Mean |w trained - w initial|")
         tidy(axes)
         return as_svg(figure, "movement", "Mean distance moved in training, survivors and pruned weights")
@@ -106,7 +110,7 @@ def overlap_plot(rows: Sequence[Overlap]) -> str:
         for place, row in zip(places, rows, strict=True):
             axes.plot([place - 0.3, place + 0.3], [row.expected] * 2, color=COLOURS[1], linewidth=2.0)
         axes.plot([], [], color=COLOURS[1], linewidth=2.0, label="by chance")
-        axes.set_xticks(list(places), [row.name for row in rows], rotation=20, ha="right", fontsize=8)
+        _name_ticks(axes, [row.name for row in rows])
         axes.set_ylabel("Jaccard index of two seeds' masks")
         tidy(axes)
         return as_svg(figure, "overlap", "Overlap of two masks in each layer")
@@ -124,7 +128,7 @@ def cost_plot(cost: Cost) -> str:
         axes.bar(places, live, 0.45, color=COLOURS[0], label="ticket")
         if max(dense, default=0) > 0:
             axes.set_yscale("log")
-        axes.set_xticks(list(places), [layer.name for layer in cost.layers], rotation=20, ha="right", fontsize=8)
+        _name_ticks(axes, [layer.name for layer in cost.layers])
         axes.set_ylabel("Multiply-adds of one example")
         tidy(axes)
         return as_svg(figure, "cost", "Multiply-adds of one example in each layer")
@@ -146,3 +150,11 @@ def barrier_plot(barriers: Mapping[str, Barrier]) -> str:
 
 def _cycle(count: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Names of layers below their bars: aslant, and upright where there are too many for that."""
+    if len(names) <= MOST_LAYERS:
+        axes.set_xticks(range(len(names)), list(names), rotation=20, ha="right", fontsize=8)
+    else:
+        axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=6)
