@@ -270,7 +270,7 @@ class Ticket:
             for name, mask in masks.items():
                 if list(values[name].shape) != [int(mask.sum())]:
                     raise TicketError(f"{name} has {values[name].numel()} values for {int(mask.sum())} places")
-        return cls(Mask(masks), **sets, **content)
+        return cls(Mask(masks), sets["initial"], sets["trained"], **content)
 
     def _tensors(self, part: str = "mask", coded: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """What is stored: masks under ``part``, as ``coded`` gives them, by default plain bits; and the weights."""
