@@ -88,9 +88,8 @@ def _check(options: Options) -> None:
             )
         return
     given = {"--model": options.model, "--input": options.shape}
-    given |= {"--dynamic-batch": options.dynamic_batch or None, "--sparse": options.sparse or None}
-    for name, value in given.items():
-        if value is not None:
+    for name, value in {**given, "--dynamic-batch": options.dynamic_batch, "--sparse": options.sparse}.items():
+        if value:
             raise ArgumentError(expected(name, f"--to {' or '.join(PROGRAMS)} beside it", f"--to {options.to}"))
 
 
