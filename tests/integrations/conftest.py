@@ -1,4 +1,4 @@
-"""A small network with two inputs' worth of layer types, its masks, and its sparse forms."""
+"""A small network with the usual kinds of layers, its sparse forms, and inputs for it."""
 
 from __future__ import annotations
 
