@@ -8,8 +8,8 @@ that the model runs on. Whoever loads it imports this library first, which regis
 
 Without the import torch refuses: its log says "We failed to resolve torch.ops.lth_sparse... Please import the custom op
 to register it before deserializing". ``torch._inductor.aoti_compile_and_package`` compiles a sparse program too, and
-the package runs in a Python process that has imported this library; elsewhere, C++ without Python included, it stops
-with "Could not find schema for lth_sparse::...": the operators are registered from Python.
+the package runs in a Python process that has imported this library; in one that has not, it stops with "Could not find
+schema for lth_sparse::...". The operators are registered from Python, so C++ without Python cannot have them either.
 """
 
 from __future__ import annotations
