@@ -14,9 +14,9 @@ from typing import Any
 from lth_sparse.paper import DataSet, Preset, build_model
 from lth_sparse.paper.ladder import densities_of
 from lth_sparse.report.claims import level_at_least, nearest_level
-from lth_sparse.report.claims.conv import DROPOUT
-from lth_sparse.report.claims.deep import HIGH, LAYER_WISE, LOW, SMALLEST, TYPICAL
-from lth_sparse.report.claims.lenet import COMPARED, FASTER_PRUNING
+from lth_sparse.report.paper_claims.conv import DROPOUT
+from lth_sparse.report.paper_claims.deep import HIGH, LAYER_WISE, LOW, SMALLEST, TYPICAL
+from lth_sparse.report.paper_claims.lenet import COMPARED, FASTER_PRUNING
 
 __all__ = ["NETWORKS", "Study", "main_preset", "studies_of"]
 
