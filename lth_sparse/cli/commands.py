@@ -1,7 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
 Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
-`bench` and `sweep` have files of their own.
+`bench`, `export` and `sweep` have files of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lth_sparse.cli.bench import bench
+from lth_sparse.cli.export import export
 from lth_sparse.cli.sweep import FORWARDS, sweep
 from lth_sparse.errors import LTHSparseError
 
@@ -283,6 +284,7 @@ def convert(
     return run(ticket, output, to=to, weights=weights)
 
 
+app.command()(export)
 app.command()(bench)
 app.command(context_settings=FORWARDS)(sweep)
 
