@@ -54,6 +54,16 @@ def test_one_figure_alone(run: Run, done: Path) -> None:
     assert "figure: expected one of 4, 9 for lenet, got 5" in outcome.err
 
 
+def test_only_what_a_figure_needs_is_trained(run: Run, tmp_path: Path) -> None:
+    words = ("reproduce", "conv2", "--iterations", 1, "--levels", 1, "--seeds", 1, "--threads", 1)
+    outcome = run(*words, "--figure", 5, "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["iterative"]
+    outcome = run(*words, "--figure", 8, "--output", tmp_path / "never")
+    assert "figure: expected one of 5, 6 for conv2, got 8" in outcome.err
+    assert not (tmp_path / "never").exists()
+
+
 def test_another_budget_in_the_same_directory_is_refused(run: Run, done: Path) -> None:
     outcome = run("reproduce", "lenet", "--iterations", 5, "--levels", 2, "--output", done)
     assert outcome.code == 1
