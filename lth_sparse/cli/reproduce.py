@@ -35,7 +35,7 @@ from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.studies import studies_section
 from lth_sparse.report.tables import show
 
-__all__ = ["BUDGETS", "Options", "run"]
+__all__ = ["BUDGETS", "Options", "preset_for", "run"]
 
 BUDGETS = ("quick", "full")
 FORMAT = 1
@@ -69,7 +69,7 @@ def run(options: Options, console: Console | None = None) -> int:
     """
     console = Console() if console is None else console
     _check(options)
-    preset = main_preset(options.network, lambda name: _preset(name, options))
+    preset = main_preset(options.network, lambda name: preset_for(name, options))
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     directory = options.output or Path("runs") / f"reproduce-{options.network}-{preset.dataset}-{options.budget}"
     if options.threads is not None:
@@ -97,7 +97,7 @@ class Reproduction:
     @cached_property
     def all_studies(self) -> list[Study]:
         """The searches that the claims need, the main one first."""
-        return studies_of(self.options.network, lambda name: _preset(name, self.options), self.data)
+        return studies_of(self.options.network, lambda name: preset_for(name, self.options), self.data)
 
     @cached_property
     def plan(self) -> list[Study]:
@@ -226,7 +226,7 @@ def _check(options: Options) -> None:
         raise ArgumentError(expected("budget", f"one of {', '.join(BUDGETS)}", repr(options.budget)))
 
 
-def _preset(name: str, options: Options) -> Preset:
+def preset_for(name: str, options: Options) -> Preset:
     """The preset ``name`` with the budget and the data of the command."""
     preset = PRESETS[name].quick() if options.budget == "quick" else PRESETS[name]
     dataset = "digits" if options.data is None else PRESETS[name].dataset
