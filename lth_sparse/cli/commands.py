@@ -239,7 +239,7 @@ def reproduce(
         str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
     ] = "quick",
     figure: Annotated[
-        int | None, typer.Option(help="Judge the claims of one of the paper's figures only.", show_default="all")
+        int | None, typer.Option(help="Train and judge only what one of the paper's figures needs.", show_default="all")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 5,
     data: Annotated[

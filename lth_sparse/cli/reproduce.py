@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from lth_sparse.report.html import Report, write_report
 from lth_sparse.report.studies import studies_section
 from lth_sparse.report.tables import show
 
-__all__ = ["BUDGETS", "Options", "run"]
+__all__ = ["BUDGETS", "Options", "preset_for", "run"]
 
 BUDGETS = ("quick", "full")
 FORMAT = 1
@@ -68,15 +69,16 @@ def run(options: Options, console: Console | None = None) -> int:
     """
     console = Console() if console is None else console
     _check(options)
-    preset = main_preset(options.network, lambda name: _preset(name, options))
+    preset = main_preset(options.network, lambda name: preset_for(name, options))
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     directory = options.output or Path("runs") / f"reproduce-{options.network}-{preset.dataset}-{options.budget}"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    _claim_directory(directory, preset)
     reproduction = Reproduction(options, preset, data, directory, console)
-    reproduction.say(*reproduction.announcement(), "")
+    announcement = reproduction.announcement()  # refuses an unknown figure, before the directory is made
+    _claim_directory(directory, preset)
+    reproduction.say(*announcement, "")
     reproduction.train()
     return reproduction.conclude()
 
@@ -92,10 +94,24 @@ class Reproduction:
     console: Console
     studies: dict[str, dict[int, TicketResult]] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def all_studies(self) -> list[Study]:
+        """The searches that the claims need, the main one first."""
+        return studies_of(self.options.network, lambda name: preset_for(name, self.options), self.data)
+
+    @cached_property
     def plan(self) -> list[Study]:
-        """The searches, the main one first."""
-        return studies_of(self.options.network, lambda name: _preset(name, self.options), self.data)
+        """Those of them that are run: all, or what the claims of one figure need.
+
+        Raises:
+            ArgumentError: there are no claims of that figure.
+        """
+        figure, studies = self.options.figure, self.all_studies
+        known = sorted({number for study in studies for number in study.figures})
+        if figure is not None and figure not in known:
+            wanted = f"one of {', '.join(map(str, known))} for {self.options.network}"
+            raise ArgumentError(expected("figure", wanted, figure))
+        return [study for study in studies if figure is None or figure in study.figures]
 
     def announcement(self) -> list[str]:
         """What is going to happen, and on what."""
@@ -118,16 +134,11 @@ class Reproduction:
     def claims(self) -> list[Claim]:
         """All claims about the network; those of one figure where that was asked for."""
         dense = [result.levels[0].accuracy() or 0.0 for result in self.studies["iterative"].values()]
-        densities = {study.name: study.densities(self.data) for study in self.plan}
+        densities = {study.name: study.densities(self.data) for study in self.all_studies}
         printed, margin = printed_ladder(self.preset, build_model(self.preset.model, self.data, 0))
         claims = [ladder_claim(printed, margin)] if printed else []
         claims += claims_of(self.options.network, densities, len(self.data.test), sum(dense) / len(dense))
-        wanted = [claim for claim in claims if self.options.figure in (None, claim.figure)]
-        if not wanted:
-            figures = sorted({claim.figure for claim in claims if claim.figure})
-            known = f"one of {', '.join(map(str, figures))} for {self.options.network}"
-            raise ArgumentError(expected("figure", known, self.options.figure))
-        return wanted
+        return [claim for claim in claims if self.options.figure in (None, claim.figure)]
 
     def findings(self) -> list[Finding]:
         """The claims, judged."""
@@ -215,7 +226,7 @@ def _check(options: Options) -> None:
         raise ArgumentError(expected("budget", f"one of {', '.join(BUDGETS)}", repr(options.budget)))
 
 
-def _preset(name: str, options: Options) -> Preset:
+def preset_for(name: str, options: Options) -> Preset:
     """The preset ``name`` with the budget and the data of the command."""
     preset = PRESETS[name].quick() if options.budget == "quick" else PRESETS[name]
     dataset = "digits" if options.data is None else PRESETS[name].dataset

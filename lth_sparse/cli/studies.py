@@ -14,9 +14,9 @@ from typing import Any
 from lth_sparse.paper import DataSet, Preset, build_model
 from lth_sparse.paper.ladder import densities_of
 from lth_sparse.report.claims import level_at_least, nearest_level
-from lth_sparse.report.claims.conv import DROPOUT
-from lth_sparse.report.claims.deep import HIGH, LAYER_WISE, LOW, SMALLEST, TYPICAL
-from lth_sparse.report.claims.lenet import COMPARED, FASTER_PRUNING
+from lth_sparse.report.paper_claims.conv import DROPOUT
+from lth_sparse.report.paper_claims.deep import HIGH, LAYER_WISE, LOW, SMALLEST, TYPICAL
+from lth_sparse.report.paper_claims.lenet import COMPARED, FASTER_PRUNING
 
 __all__ = ["NETWORKS", "Study", "main_preset", "studies_of"]
 
@@ -25,6 +25,8 @@ NETWORKS = {
     **{"lenet": "lenet", "conv2": "conv2", "conv4": "conv4", "conv6": "conv6"},
     **{"resnet": "resnet-warmup", "vgg": "vgg-warmup"},
 }
+#: Of the deeper networks.
+FIGURES = {"resnet": (8,), "vgg": (7,)}
 #: Prunings after which a study that prunes faster must have passed the main one's last density.
 ENOUGH = 100
 
@@ -39,12 +41,14 @@ class Study:
     Attributes:
         name: as the claims call it; its directory too.
         preset: rates, scope and levels among it.
+        figures: of the paper, whose claims need it, besides those of its text alone.
         controls, control_levels: kinds, and the levels at which they are trained.
         rewind, one_shot: as for `find_ticket`.
     """
 
     name: str
     preset: Preset
+    figures: tuple[int, ...] = ()
     controls: tuple[str, ...] = ()
     control_levels: tuple[int, ...] = ()
     rewind: str = "init"
@@ -88,6 +92,7 @@ def _lenet(preset: Preset, data: DataSet) -> list[Study]:
             dataclasses.replace(
                 preset, rates={pattern: 1.0 - (1.0 - rate) ** k for pattern, rate in preset.rates.items()}, levels=1
             ),
+            figures=(4,),
             one_shot=True,
         )
         for k in compared
@@ -96,25 +101,25 @@ def _lenet(preset: Preset, data: DataSet) -> list[Study]:
     smallest = densities[nearest_level(densities, min(COMPARED))]
     levels = level_at_least(_densities(dataclasses.replace(faster, levels=ENOUGH), data), smallest)
     return [
-        Study("iterative", preset, ("reinit", "random"), tuple(sorted({*compared, last}))),
+        Study("iterative", preset, (4, 9), ("reinit", "random"), tuple(sorted({*compared, last}))),
         *one_shots,
-        Study("continue", preset, rewind="continue"),
+        Study("continue", preset, (9,), rewind="continue"),
         Study(FASTER_PRUNING, dataclasses.replace(faster, levels=levels)),
     ]
 
 
 def _conv(preset: Preset, dropout: Preset) -> list[Study]:
-    return [Study("iterative", preset, ("reinit",), (preset.levels,)), Study(DROPOUT, dropout)]
+    return [Study("iterative", preset, (5, 6), ("reinit",), (preset.levels,)), Study(DROPOUT, dropout, (6,))]
 
 
 def _deep(network: str, presets: Presets, data: DataSet) -> list[Study]:
-    main = main_preset(network, presets)
+    main, figures = main_preset(network, presets), FIGURES[network]
     densities = _densities(main, data)
     typical, smallest = (nearest_level(densities, shares[network]) for shares in (TYPICAL, SMALLEST))
     studies = [
-        Study("iterative", main, ("reinit",), (smallest,)),
-        Study(HIGH, presets(network), ("reinit",), (typical,)),
-        Study(LOW, presets(f"{network}-low"), ("reinit",), (typical,)),
+        Study("iterative", main, figures, ("reinit",), (smallest,)),
+        Study(HIGH, presets(network), figures, ("reinit",), (typical,)),
+        Study(LOW, presets(f"{network}-low"), figures, ("reinit",), (typical,)),
     ]
     return [*studies, Study(LAYER_WISE, presets(f"{network}-layerwise"))] if network == "vgg" else studies
 

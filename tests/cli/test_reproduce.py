@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lth_sparse.cli.reproduce import Options, preset_for
 from lth_sparse.engine import Ticket
 
 Run = Callable[..., Any]
@@ -52,6 +53,16 @@ def test_one_figure_alone(run: Run, done: Path) -> None:
     outcome = run(*TINY, "--seeds", 2, "--output", done, "--figure", 5)
     assert outcome.code == 1
     assert "figure: expected one of 4, 9 for lenet, got 5" in outcome.err
+
+
+def test_only_what_a_figure_needs_is_trained(run: Run, tmp_path: Path) -> None:
+    words = ("reproduce", "conv2", "--iterations", 1, "--levels", 1, "--seeds", 1, "--threads", 1)
+    outcome = run(*words, "--figure", 5, "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["iterative"]
+    outcome = run(*words, "--figure", 8, "--output", tmp_path / "never")
+    assert "figure: expected one of 5, 6 for conv2, got 8" in outcome.err
+    assert not (tmp_path / "never").exists()
 
 
 def test_another_budget_in_the_same_directory_is_refused(run: Run, done: Path) -> None:
@@ -114,3 +125,18 @@ def test_vgg_globally_and_layer_by_layer(small_vgg: None, run: Run, tmp_path: Pa
     assert all(one["output.weight"].all() for one in masks.values())
     evenly = {round(float(mask.float().mean()), 1) for name, mask in masks["layer-wise"].items() if "conv" in name}
     assert len(evenly) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (Options("vgg", "full", data=Path("x")), ("vgg19", "cifar10", 112_480, True, 4, 20)),
+        (Options("vgg", "full"), ("vgg19", "digits", 112_480, False, 4, 20)),
+        (Options("vgg"), ("vgg19-quarter", "digits", 300, False, 1, 19)),
+        (Options("vgg", iterations=30, levels=2), ("vgg19-quarter", "digits", 30, False, 1, 2)),
+    ],
+)
+def test_budget_and_data_decide_what_is_trained(options: Options, expected: tuple[Any, ...]) -> None:
+    p = preset_for("vgg-warmup", options)
+    assert (p.model, p.dataset, p.iterations, p.flip, p.crop, p.levels) == expected
+    assert p.warmup == round(10_000 * p.iterations / 112_480)

@@ -74,8 +74,12 @@ def test_every_claim_finds_what_it_compares_in_the_studies(network: str) -> None
         levels = [record(k, density) for k, density in enumerate(densities[study.name])]
         controls = {(k, kind): record(k, 0.1, kind) for k in study.control_levels for kind in study.controls}
         results[study.name] = {seed: TicketResult([], levels, controls, {}) for seed in range(2)}
-    findings = [examine(claim, results) for claim in claims_of(network, densities, 10_000, 0.9)]
-    assert [finding.seeds for finding in findings] == [2] * len(findings)
+    claims = claims_of(network, densities, 10_000, 0.9)
+    assert [examine(claim, results).seeds for claim in claims] == [2] * len(claims)
+    for figure in {claim.figure for claim in claims if claim.figure}:  # and no study that its figure does not run
+        run = {study.name: results[study.name] for study in studies if figure in study.figures}
+        assert all(examine(claim, run).seeds == 2 for claim in claims if claim.figure == figure)
+    assert {claim.figure for claim in claims if claim.figure} == {f for study in studies for f in study.figures}
 
 
 def test_a_studys_keywords_are_those_of_a_search() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lth_sparse.report.claims.figures import Trained, accuracy, nearest_level, percent, sooner
-from lth_sparse.report.claims.judging import Claim
+from lth_sparse.report.paper_claims.figures import Trained, accuracy, nearest_level, sooner
+from lth_sparse.report.paper_claims.judging import Claim
+from lth_sparse.report.verdict import percent
 
 __all__ = ["DROPOUT", "conv"]
 

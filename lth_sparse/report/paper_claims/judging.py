@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lth_sparse.report.claims.figures import Differences, Studies
+from lth_sparse.report.paper_claims.figures import Differences, Studies
 from lth_sparse.report.tables import Grid
 
 __all__ = ["Claim", "Finding", "claims_grid", "examine"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lth_sparse.engine import LevelRecord, TicketResult
 
-__all__ = ["Differences", "Studies", "Trained", "accuracy", "level_at_least", "nearest_level", "percent", "sooner"]
+__all__ = ["Differences", "Studies", "Trained", "accuracy", "level_at_least", "nearest_level", "sooner"]
 
 #: Study name -> seed -> result: "iterative", and those that a network's claims compare it with.
 Studies = Mapping[str, Mapping[int, TicketResult]]
@@ -82,8 +82,3 @@ def nearest_level(densities: Sequence[float], density: float) -> int:
 def level_at_least(densities: Sequence[float], density: float) -> int:
     """The last level that keeps at least ``density``."""
     return max(k for k, left in enumerate(densities) if left >= density)
-
-
-def percent(density: float) -> str:
-    """0.0363 -> "3.6%"."""
-    return f"{100 * density:.1f}%"

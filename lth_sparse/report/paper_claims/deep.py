@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lth_sparse.report.claims.figures import Differences, Trained, accuracy, nearest_level, percent
-from lth_sparse.report.claims.judging import Claim
+from lth_sparse.report.paper_claims.figures import Differences, Trained, accuracy, nearest_level
+from lth_sparse.report.paper_claims.judging import Claim
+from lth_sparse.report.verdict import percent
 
 __all__ = ["HIGH", "LAYER_WISE", "LOW", "SMALLEST", "TYPICAL", "resnet", "vgg"]
 

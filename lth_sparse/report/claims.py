@@ -1,8 +1,8 @@
 """Claims of the paper as tests on figures of several seeds: each holds, is contradicted, or the runs cannot show it.
 
-`judging.py` says by which rule; `lenet.py`, `conv.py` and `deep.py` (ResNet and VGG-19) say what of the paper is
-claimed about which networks. No claim is tuned: what is compared and how is fixed there, before anything runs. (Frankle
-& Carbin 2018, figures as numbered there.)
+In `paper_claims`, `judging.py` says by which rule; `lenet.py`, `conv.py` and `deep.py` (ResNet and VGG-19) say what of
+the paper is claimed about which networks. No claim is tuned: what is compared and how is fixed there, before anything
+runs. (Frankle & Carbin 2018, figures as numbered there.)
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from lth_sparse.report.claims.conv import conv
-from lth_sparse.report.claims.deep import resnet, vgg
-from lth_sparse.report.claims.figures import Studies, level_at_least, nearest_level
-from lth_sparse.report.claims.judging import Claim, Finding, claims_grid, examine
-from lth_sparse.report.claims.lenet import lenet
+from lth_sparse.report.paper_claims.conv import conv
+from lth_sparse.report.paper_claims.deep import resnet, vgg
+from lth_sparse.report.paper_claims.figures import Studies, level_at_least, nearest_level
+from lth_sparse.report.paper_claims.judging import Claim, Finding, claims_grid, examine
+from lth_sparse.report.paper_claims.lenet import lenet
 
 __all__ = [
     "Claim",
