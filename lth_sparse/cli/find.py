@@ -9,7 +9,6 @@ at the smallest one that is a candidate for a winning ticket, which is known onc
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lth_sparse._files import atomic_write
+from lth_sparse.cli.directory import break_even, claim, crowded_before, owned
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
 from lth_sparse.engine.analyses import count_cost
@@ -29,9 +28,7 @@ from lth_sparse.engine.controls import CONTROLS, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
-from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
-from lth_sparse.nn import plan
-from lth_sparse.nn.convert import check_break_even
+from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.models import CONVS
@@ -46,7 +43,6 @@ __all__ = ["Options", "Study", "check", "command_line", "preset_of", "run"]
 
 INTERRUPTED = 130
 TITLES = {"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"}
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -97,20 +93,21 @@ def run(options: Options, console: Console | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    note = _claim(directory, preset, keywords | _noted(options))
-    if options.plan:
-        keywords["break_even"] = _break_even(directory, preset, data)
-    tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
-    tracker.crowded = note or _crowded_before(directory)
-    study = Study(options, preset, data, directory, keywords, console, tracker)
-    study.announce()
-    try:
-        with tracker:
-            study.search_all()
-    except KeyboardInterrupt:
-        print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
-        return INTERRUPTED
-    study.conclude()
+    with owned(directory):
+        note = claim(directory, preset, keywords | _noted(options))
+        if options.plan:
+            keywords["break_even"] = break_even(directory, preset, data)
+        tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
+        tracker.crowded = note or crowded_before(directory)
+        study = Study(options, preset, data, directory, keywords, console, tracker)
+        study.announce()
+        try:
+            with tracker:
+                study.search_all()
+        except KeyboardInterrupt:
+            print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
+            return INTERRUPTED
+        study.conclude()
     return 0
 
 
@@ -325,67 +322,9 @@ def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any
     return keywords
 
 
-def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:
-    """Break-even densities of the network's layers: those in the directory, or measured now and put there.
-
-    Raises:
-        TicketError: the file is damaged.
-    """
-    path = directory / "plan.json"
-    if not path.exists():
-        model = build_model(preset.model, data, 0, dropout=preset.dropout)
-        measured = plan(model, data.train.x[: preset.batch], densities=(0.5,))
-        densities = {name: round(density, 3) for name, density in measured.break_evens().items()}
-        atomic_write(path, (json.dumps(densities, indent=2) + "\n").encode())
-    try:
-        return check_break_even(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LTHSparseError) as error:
-        raise TicketError(f"{path}: damaged ({error}); delete the directory to start over") from error
-
-
 def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
     return levels + [(preset.levels, kind) for kind in options.kinds]
-
-
-def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:
-    """Make the directory and note the settings in it, or check that those noted are the same.
-
-    Another number of threads changes the seconds only, so it is no error; a sentence about it is returned.
-
-    Raises:
-        RunError: not writable, or other settings. TicketError: the note is damaged.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
-    note = directory / "find.json"
-    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict(), **keywords}))
-    threads = torch.get_num_threads()
-    advice = "choose another --output, or delete the directory to start over"
-    if not note.exists():
-        atomic_write(note, (json.dumps({**ours, "threads": threads}, indent=2) + "\n").encode())
-        return None
-    try:
-        theirs = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
-    before = theirs.pop("threads", threads)
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            had, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
-            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {wanted!r} was asked for; {advice}")
-    return None if before == threads else f"this run was begun with {before} threads and goes on with {threads}"
-
-
-def _crowded_before(directory: Path) -> str | None:
-    """What an earlier part of this run said about other work on the machine; its seconds are in the report too."""
-    try:
-        said = json.loads((directory / "report.json").read_text(encoding="utf-8"))["crowded"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return said if isinstance(said, str) else None
 
 
 def _title(preset: Preset) -> str:

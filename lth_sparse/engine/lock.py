@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from lth_sparse._files import remove_leftovers
 from lth_sparse.errors import RunError
 
 try:
@@ -37,6 +38,8 @@ PATIENCE = 10.0
 class DirectoryLock:
     """Context manager over one lock file. The file stays, empty, when nobody holds it.
 
+    Taking it removes what a killed owner has left half-written in the directory.
+
     Raises:
         RunError: a living process holds the lock, or the file cannot be written.
     """
@@ -51,6 +54,7 @@ class DirectoryLock:
                 owner = _parse(file.read())
                 if owner is None or not _alive(owner):
                     _rewrite(file, json.dumps(_myself()))
+                    remove_leftovers(self.path.parent)
                     return self
                 if not _same_sweep(owner) or time.monotonic() >= deadline:
                     advice = "wait for it, or choose another directory"

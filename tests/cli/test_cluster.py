@@ -1,4 +1,4 @@
-"""`lth-sparse sweep --ray`: what is asked of Ray, by a stand-in for it, and the same tickets on a real local cluster."""
+"""`lth-sparse sweep --ray`: what is asked of Ray, by a stand-in for it; and the tickets of a real local cluster."""
 
 from __future__ import annotations
 
