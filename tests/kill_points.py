@@ -37,6 +37,7 @@ from lth_sparse.cli import find, sweeping
 from lth_sparse.engine import container, lock
 from lth_sparse.engine.trees import decode, encode
 from lth_sparse.nn import masks_of
+from lth_sparse.paper import load_dataset
 from lth_sparse.report import html
 
 STEPS = 3
@@ -447,6 +448,7 @@ def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     # What torch imports at its first optimiser step takes seconds; the forks have it from here.
     ls.find_ticket(network(), training(Fuse(out)), levels=1)
+    load_dataset("digits")
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, all memory
     for name in names:
