@@ -180,9 +180,17 @@ def find(
         str,
         typer.Option(
             help="Further controls, comma separated: random, global_shuffled, dm_reinit, prune_at_0, noise_0.5, "
-            "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
+            "noise_1, noise_2, noise_3, signed_constant, rescaled, reordered; or all.",
         ),
     ] = "",
+    barrier: Annotated[
+        bool,
+        typer.Option(
+            "--barrier",
+            help="Train the dense network and the tickets that have controls once more, in another data order, and "
+            "report the error barrier between the two: for each seed 2 or 3 trainings more, and 30 evaluations each.",
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
     ] = False,
@@ -218,6 +226,7 @@ def find(
             rate=rate,
             controls=controls,
             more_controls=more_controls,
+            barrier=barrier,
             init=init,
             strict=strict,
             output=output,

@@ -23,8 +23,8 @@ from torch import nn
 from lth_sparse.cli.directory import break_even, claim, crowded_before, owned
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
-from lth_sparse.engine.analyses import count_cost
-from lth_sparse.engine.controls import CONTROLS, REQUIRED
+from lth_sparse.engine.analyses import Barrier, count_cost, order_barrier
+from lth_sparse.engine.controls import CONTROLS, REORDERED, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
@@ -64,6 +64,7 @@ class Options:
     rate: float | None = None
     controls: bool = True
     more_controls: str = ""
+    barrier: bool = False
     init: str | None = None
     output: Path | None = None
     layout: str = "auto"
@@ -74,10 +75,11 @@ class Options:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The controls to train: the required ones and, comma separated, those asked for; "all" names every one."""
+        barrier = (REORDERED,) if self.barrier else ()
         if not self.controls:
-            return ()
+            return barrier
         more = [kind.strip() for kind in self.more_controls.split(",") if kind.strip()]
-        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more))))
+        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more), *barrier)))
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -134,11 +136,12 @@ class Study:
     console: Console
     tracker: Tracker
     results: dict[int, TicketResult] = field(default_factory=dict)
+    measured: dict[tuple[int, int], Barrier] = field(default_factory=dict)
 
     def announce(self) -> None:
         """What is going to happen."""
         preset, seeds = self.preset, self.options.seeds
-        controls = f", {len(self.options.kinds)} controls" if self.options.controls else ""
+        controls = f", {len(self.options.kinds)} controls" if self.options.kinds else ""
         lines = [
             f"{_title(preset)} on {self.data}",
             f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
@@ -160,7 +163,7 @@ class Study:
             show(self.console, seed_grid(_trainings({seed: self.results[seed]}), title))
             self.write()
         level = candidate(summarise(_trainings(self.results)), images=len(self.data.test))
-        if not self.options.controls or level in (None, last):
+        if not self.options.kinds or level in (None, last):
             return
         self.say(f"Level {level} is the smallest that is as accurate and as quick as dense: its controls follow.", "")
         self.tracker.extend([(level, kind) for kind in self.options.kinds])
@@ -190,7 +193,7 @@ class Study:
             strict=self.options.strict,
             **_from_data(self.options, self.preset, self.data),
             controls=self.options.kinds,
-            control_levels=control_levels,
+            control_levels=[*([0] if REORDERED in self.options.kinds else []), *control_levels],
             directory=self.directory / f"seed_{seed}",
             seed=seed,
             callbacks=[self.tracker],
@@ -230,7 +233,26 @@ class Study:
             return ()
         model = build_model(self.preset.model, self.data, 0, dropout=self.preset.dropout)
         cost = count_cost(model, done[0].tickets[level].masks, self.data.train.x[:1])
-        return analysis_sections(self.results, level, cost)
+        return analysis_sections(self.results, level, cost, self.barriers(level))
+
+    def barriers(self, level: int) -> dict[str, list[Barrier]]:
+        """Of the dense network and of the ticket, for the seeds whose networks were trained in another data order."""
+        found: dict[str, list[Barrier]] = {"dense": [], "ticket": []}
+        for seed, result in self.results.items():
+            for name, at in (("dense", 0), ("ticket", level)):
+                if (at, REORDERED) not in result.control_tickets:
+                    continue
+                if (seed, at) not in self.measured:
+                    reordered = result.control_tickets[at, REORDERED]
+                    self.measured[seed, at] = order_barrier(
+                        self.model(seed), result.tickets[at], reordered, self.validation_error
+                    )
+                found[name].append(self.measured[seed, at])
+        return found
+
+    def validation_error(self, model: nn.Module) -> float:
+        """Share of the validation images that ``model`` gets wrong."""
+        return 1.0 - evaluate(model, self.data.val)[1]
 
     def conclude(self) -> None:
         """The verdict, and where everything is."""
@@ -324,7 +346,8 @@ def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any
 
 def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
-    return levels + [(preset.levels, kind) for kind in options.kinds]
+    dense: list[Key] = [(0, REORDERED)] if REORDERED in options.kinds else []
+    return [*levels, *dense, *((preset.levels, kind) for kind in options.kinds)]
 
 
 def _title(preset: Preset) -> str:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from lth_sparse.engine import TicketResult
 from lth_sparse.engine.analyses import (
+    Barrier,
     Cost,
     Degrees,
     Overlap,
@@ -50,19 +51,26 @@ class Section:
     grids: tuple[Grid, ...]
 
 
-def analysis_sections(results: Mapping[int, TicketResult], level: int, cost: Cost | None = None) -> tuple[Section, ...]:
+def analysis_sections(
+    results: Mapping[int, TicketResult],
+    level: int,
+    cost: Cost | None = None,
+    barriers: Mapping[str, Sequence[Barrier]] | None = None,
+) -> tuple[Section, ...]:
     """Sections about the tickets of ``level``.
 
     Args:
         results: by seed; seeds that have not finished the level are left out.
         level: a pruned level; there is nothing to say about the dense one.
         cost: of the level's ticket, from :func:`lth_sparse.engine.analyses.count_cost`.
+        barriers: network -> one for each seed, from :func:`lth_sparse.engine.analyses.order_barrier`; those that
+            ``rewind="auto"`` measured come by themselves.
     """
     done = [result for result in results.values() if len(result.tickets) > level]
     if level < 1 or not done:
         return ()
     sections = [_learning(done, level), _connectivity(done, level), _initial(done, level), _movement(done, level)]
-    sections += [_overlap(done, level), None if cost is None else _cost(cost)]
+    sections += [_overlap(done, level), _barriers(done, barriers or {}), None if cost is None else _cost(cost)]
     return tuple(section for section in sections if section is not None)
 
 
@@ -193,6 +201,35 @@ def _overlap(done: Sequence[TicketResult], level: int) -> Section | None:
     figure = (plots.overlap_plot([layers[0] for layers in shown]), "First two seeds.")
     headers = ("layer", "Jaccard index", "by chance")
     return Section("Overlap between seeds", text, (figure,), (Grid("", headers, rows),))
+
+
+def _barriers(done: Sequence[TicketResult], measured: Mapping[str, Sequence[Barrier]]) -> Section | None:
+    groups = {name: list(barriers) for name, barriers in measured.items() if barriers}
+    for step in sorted({step for result in done for step in result.stability}):
+        groups[f"dense, from step {step}"] = [one.stability[step] for one in done if step in one.stability]
+    if not groups:
+        return None
+    rows = []
+    for name, barriers in groups.items():
+        heights = [100 * barrier.height for barrier in barriers]
+        rows.append(
+            (
+                name,
+                f"{100 * _mean(barriers, lambda one: (one.errors[0] + one.errors[-1]) / 2):.2f}%",
+                f"{100 * _mean(barriers, lambda one: max(one.errors)):.2f}%",
+                f"{statistics.fmean(heights):.2f} [{min(heights):.2f}, {max(heights):.2f}]",
+                f"{sum(barrier.stable() for barrier in barriers)} of {len(barriers)}",
+            )
+        )
+    headers = ("network", "error at the ends", "highest between", "barrier (points)", "stable seeds")
+    text = (
+        "Two copies of a network that train from the same weights in different data orders, and the networks on the "
+        "straight line between them: the barrier is the highest validation error on it less the mean of its ends, and "
+        "under 2 percentage points training is called stable. Frankle et al. (2020) find winning tickets in large "
+        "networks only where it is."
+    )
+    figure = (plots.barrier_plot({name: barriers[0] for name, barriers in groups.items()}), "First seed.")
+    return Section("Linear mode connectivity", text, (figure,), (Grid("", headers, tuple(rows)),))
 
 
 def _cost(cost: Cost) -> Section:

@@ -90,6 +90,22 @@ def test_the_dense_level_and_unfinished_ones_have_nothing_to_show() -> None:
     assert analysis_sections({}, 1) == ()
 
 
+def test_barriers_are_a_section_of_their_own() -> None:
+    flat, hill = Barrier((0.0, 0.5, 1.0), (0.1, 0.1, 0.1)), Barrier((0.0, 0.5, 1.0), (0.1, 0.4, 0.2))
+    result = find(0)
+    (section,) = (
+        one
+        for one in analysis_sections({0: result, 1: find(1)}, 2, None, {"dense": [flat, hill], "ticket": []})
+        if one.title == "Linear mode connectivity"
+    )
+    assert section.grids[0].rows == (("dense", "12.50%", "25.00%", "12.50 [0.00, 25.00]", "1 of 2"),)
+    assert "dense" in section.figures[0][0]
+    result.stability[16] = hill  # as rewind="auto" leaves it
+    titles = {one.title: one for one in analysis_sections({0: result}, 1)}
+    cells = titles["Linear mode connectivity"].grids[0].rows
+    assert cells == (("dense, from step 16", "15.00%", "40.00%", "25.00 [25.00, 25.00]", "0 of 1"),)
+
+
 def test_a_barrier_is_drawn() -> None:
     net = nn.Linear(1, 1)
     state = net.state_dict()
