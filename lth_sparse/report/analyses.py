@@ -113,8 +113,11 @@ def _connectivity(done: Sequence[TicketResult], level: int) -> Section:
         "and the variance over the units divided by that of a random mask of the same size (1 is chance, less is more "
         "even). The paper finds incoming connections even and outgoing ones uneven (appendix F.3)."
     )
-    figure = (plots.connectivity_plot(by_seed[0]), "First seed. Flat lines share the survivors evenly among the units.")
-    return Section("Where the survivors are", text, (figure,), (Grid("", headers, tuple(rows)),))
+    figures = (
+        (plots.density_plot(by_seed), "Weights left in each layer; bars run from minimum to maximum over the seeds."),
+        (plots.connectivity_plot(by_seed[0]), "First seed. Flat lines share the survivors evenly among the units."),
+    )
+    return Section("Where the survivors are", text, figures, (Grid("", headers, tuple(rows)),))
 
 
 def _degrees(sides: Sequence[Degrees]) -> tuple[str, str, str]:
@@ -250,7 +253,7 @@ def _cost(cost: Cost) -> Section:
         f"Multiply-adds of one example's forward pass ({100 * cost.share:.2f}% are left; each gradient costs as much "
         f"again) and bytes of the weights. The masks take {cost.mask_bytes:,} bytes in a ticket file."
     )
-    figure = (plots.cost_plot(cost), "One example, forward; logarithmic.")
+    figure = (plots.cost_plot(cost), "Multiply-adds of one example, forward, and bytes; logarithmic.")
     return Section("Cost", text, (figure,), (Grid("", headers, tuple(rows)),))
 
 

@@ -64,6 +64,24 @@ def test_every_section_of_two_seeds() -> None:
     assert len(cells["Movement of the weights"]) == 4
 
 
+def test_every_analysis_has_a_function_a_plot_and_a_section() -> None:
+    """All but the early stop and the accuracies, whose plots and tables are the page's own, see test_html.py."""
+    results = {seed: find(seed) for seed in range(2)}
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    cost = count_cost(net, results[0].tickets[2].masks, torch.randn(1, 8))
+    barrier = Barrier((0.0, 1.0), (0.1, 0.1))
+    sections = {one.title: one for one in analysis_sections(results, 2, cost, {"dense": [barrier]})}
+    assert set(sections) == {*TITLES, "Linear mode connectivity"}
+    figures = [svg for section in sections.values() for svg, _ in section.figures]
+    drawn = [
+        name for name in analysis_plots.__all__ if any(f'id="{name.removesuffix("_plot")}' in svg for svg in figures)
+    ]
+    assert drawn == analysis_plots.__all__
+    for section in sections.values():
+        assert section.text
+        assert section.grids or section.title == "Learning curves"
+
+
 def test_sections_come_in_the_page_and_in_its_facts(search: Callable[..., list[Training]]) -> None:
     results = {0: find(0)}
     summary = summarise(search([0.9, 0.9], {"reinit": 0.8}))
