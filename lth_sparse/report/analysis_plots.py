@@ -132,13 +132,13 @@ def overlap_plot(rows: Sequence[Overlap]) -> str:
 def cost_plot(cost: Cost) -> str:
     """Multiply-adds and bytes of each layer, dense and live, logarithmic."""
     rows = cost.layers
-    sides = (
-        ("Multiply-adds of one example", [(row.dense_multiply_adds, row.multiply_adds) for row in rows]),
-        ("Bytes of the weights", [(row.numel * row.element, row.nnz * row.element) for row in rows]),
-    )
+    sides: dict[str, list[tuple[float, float]]] = {
+        "Multiply-adds of one example": [(row.dense_multiply_adds, row.multiply_adds) for row in rows],
+        "Bytes of the weights": [(row.numel * row.element, row.nnz * row.element) for row in rows],
+    }
     with figure_style("cost"):
         figure = new_figure((2 * SIZE[0], SIZE[1]))
-        for position, (label, pairs) in enumerate(sides):
+        for position, (label, pairs) in enumerate(sides.items()):
             axes = figure.add_subplot(1, 2, position + 1)
             places = range(len(rows))
             axes.bar(places, [dense for dense, _ in pairs], 0.7, color="#d4d4d4", label="dense")

@@ -199,7 +199,7 @@ def test_the_plan_is_measured_once_and_kept_with_the_run(
     assert set(evens) == {"fc1.weight", "fc2.weight", "output.weight"}
     identity = json.loads((tmp_path / "seed_0" / "run.json").read_text())
     assert identity["hyperparameters"]["break_even"] == evens
-    monkeypatch.setattr("lth_sparse.cli.find.plan", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("lth_sparse.cli.directory.plan", lambda *_, **__: pytest.fail("measured again"))
     assert find_tiny(*words).code == 0
     outcome = find_tiny("--seeds", 1, "--no-controls", "--output", tmp_path)
     assert "holds a run with plan True, but 'nothing' was asked for" in outcome.err
