@@ -1,7 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
 Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
-`bench` and `sweep` have files of their own.
+`bench`, `export` and `sweep` have files of their own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Annotated, Any
 import typer
 
 from lth_sparse.cli.bench import bench
+from lth_sparse.cli.export import export
 from lth_sparse.cli.sweep import FORWARDS, sweep
 from lth_sparse.errors import LTHSparseError
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+MODELS_HELP = (
+    "lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout; resnet (ResNet-20) or vgg (VGG-19), which find "
+    "tickets as resnet-warmup, vgg-warmup; also resnet-low, vgg-low (lr 0.01) and vgg-layerwise."
+)
 
 #: ClickException under any typer: the installed click's, or the copy that newer typers bring along.
 _CommandLineError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -94,9 +100,7 @@ def _options(
 
 @app.command()
 def find(
-    model: Annotated[
-        str, typer.Argument(help="lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout.", show_default=True)
-    ] = "lenet",
+    model: Annotated[str, typer.Argument(help=MODELS_HELP, show_default=True)] = "lenet",
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -185,11 +189,7 @@ def find(
     ] = "",
     barrier: Annotated[
         bool,
-        typer.Option(
-            "--barrier",
-            help="Train the dense network and the tickets that have controls once more, in another data order, and "
-            "report the error barrier between the two: for each seed 2 or 3 trainings more, and 30 evaluations each.",
-        ),
+        typer.Option("--barrier", help="Report the error barrier to another data order: 2 or 3 trainings more a seed."),
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
@@ -239,7 +239,7 @@ def find(
 
 @app.command()
 def reproduce(
-    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4 or conv6.")] = "lenet",
+    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4, conv6, resnet or vgg.")] = "lenet",
     budget: Annotated[
         str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
     ] = "quick",
@@ -289,6 +289,7 @@ def convert(
     return run(ticket, output, to=to, weights=weights)
 
 
+app.command()(export)
 app.command()(bench)
 app.command(context_settings=FORWARDS)(sweep)
 

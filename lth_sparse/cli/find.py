@@ -21,17 +21,15 @@ from rich.console import Console
 from torch import nn
 
 from lth_sparse.cli.directory import break_even, claim, crowded_before, owned
+from lth_sparse.cli.presets import preset_of, scaled_down, search_keywords, title
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
 from lth_sparse.engine.analyses import Barrier, count_cost, order_barrier
 from lth_sparse.engine.controls import CONTROLS, REORDERED, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
-from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
-from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
-from lth_sparse.paper.models import CONVS
+from lth_sparse.paper import DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
@@ -42,7 +40,6 @@ from lth_sparse.report.verdict import Verdict, candidate
 __all__ = ["Options", "Study", "check", "command_line", "preset_of", "run"]
 
 INTERRUPTED = 130
-TITLES = {"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def run(options: Options, console: Console | None = None) -> int:
 def check(options: Options, load: Callable[..., DataSet] = load_dataset) -> tuple[Preset, DataSet, dict[str, Any]]:
     """Preset, images and keywords of the search; mistakes raise here, before a directory remembers them."""
     preset = preset_of(options)
-    keywords = _search_keywords(options, preset)
+    keywords = search_keywords(options, preset)
     data = load(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
     keywords["scope"] = settings.scope
@@ -143,12 +140,13 @@ class Study:
         preset, seeds = self.preset, self.options.seeds
         controls = f", {len(self.options.kinds)} controls" if self.options.kinds else ""
         lines = [
-            f"{_title(preset)} on {self.data}",
+            f"{title(preset)} on {self.data}",
             f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
             f"{preset.levels} prunings{controls}); into {self.directory}",
         ]
         if preset.dataset == "digits" and not self.options.quick and self.options.iterations is None:
             lines.append("This is the paper's full budget; --quick takes minutes.")
+        lines += scaled_down(preset)
         self.say(*lines, "")
 
     def search_all(self) -> None:
@@ -208,11 +206,12 @@ class Study:
         rates = preset.rates
         if options.rate is not None:
             output = options.rate if find_criterion(options.criterion).at_init else options.rate / 2
-            rates = {"all layers": options.rate, "output layer": output}
+            spared = "output*" in self.keywords.get("freeze", ())
+            rates = {"all layers": options.rate, **({} if spared else {"output layer": output})}
         named = {name: value for name, value in preset.to_dict().items() if value is not None}
         given = {**named, **self.keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
         report = Report(
-            name=f"{_title(preset)} on {preset.dataset}",
+            name=f"{title(preset)} on {preset.dataset}",
             data=f"{self.data} (training / validation / test)",
             command=command_line(options),
             summary=summary,
@@ -275,26 +274,6 @@ class Study:
         self.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def preset_of(options: Options) -> Preset:
-    """The hyperparameters asked for.
-
-    Raises:
-        ArgumentError: an unknown model or data set, or a value that a preset cannot have.
-    """
-    if options.init is not None and options.init not in INITS:
-        raise ArgumentError(expected("init", f"one of {', '.join(INITS)}", repr(options.init)))
-    if options.model not in PRESETS:
-        raise ArgumentError(expected("model", f"one of {', '.join(PRESETS)}", repr(options.model)))
-    preset = PRESETS[options.model]
-    if options.quick:
-        preset = preset.quick()
-    dataset = options.dataset
-    if dataset is None:
-        dataset = PRESETS[options.model].dataset if options.data is not None else "digits"
-    changes: dict[str, Any] = {"dataset": dataset, "iterations": options.iterations, "levels": options.levels}
-    return dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
-
-
 def command_line(options: Options) -> str:
     """The command that repeats or continues a run: every option that is not its default."""
     words = ["lth-sparse", "find", options.model]
@@ -310,23 +289,6 @@ def command_line(options: Options) -> str:
         else:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
-    pruning = {"rates": preset.rates} if options.rate is None else {"rate": options.rate}
-    return {
-        "levels": preset.levels,
-        **pruning,
-        "rewind": options.rewind,
-        "scope": options.scope,
-        "layout": options.layout,
-        # Left out where they are not used, so that a directory of before they existed is still the same run's.
-        **({"criterion": options.criterion} if options.criterion != "magnitude" else {}),
-        **({"granularity": options.granularity} if options.granularity != "weight" else {}),
-        **({"freeze": list(options.freeze)} if options.freeze else {}),
-        # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
-        **({"feature_major": True} if CONVS[preset.model] else {}),
-    }
 
 
 def _noted(options: Options) -> dict[str, Any]:
@@ -348,10 +310,6 @@ def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
     dense: list[Key] = [(0, REORDERED)] if REORDERED in options.kinds else []
     return [*levels, *dense, *((preset.levels, kind) for kind in options.kinds)]
-
-
-def _title(preset: Preset) -> str:
-    return TITLES.get(preset.model, preset.model) + (" with dropout" if preset.dropout else "")
 
 
 def _trainings(results: dict[int, TicketResult]) -> list[Training]:

@@ -30,7 +30,7 @@ from lth_sparse.report.tables import Grid, plain_text, rich_table
 __all__ = ["network", "parse_block", "parse_densities", "parse_device", "parse_shape", "run", "show"]
 
 #: The batch of the paper, and the images of its data sets.
-DEFAULT_INPUTS = {"lenet": (60, 784), "conv2": (60, 3, 32, 32), "conv4": (60, 3, 32, 32), "conv6": (60, 3, 32, 32)}
+COLOUR = (3, 32, 32)
 
 
 def run(
@@ -84,7 +84,7 @@ def network(name: str, size: tuple[int, ...] | None) -> tuple[nn.Module, tuple[i
     """The network that the command line names, and the shape of its input."""
     if name in PRESETS:
         preset = PRESETS[name]
-        size = size or DEFAULT_INPUTS[preset.model]
+        size = size or (preset.batch, *((784,) if preset.model == "lenet" else COLOUR))
         if preset.model == "lenet":
             image = (1, 1, torch.Size(size[1:]).numel())
         elif len(size) == 4:

@@ -17,6 +17,7 @@ import pytest
 
 from lth_sparse.cli import find
 from lth_sparse.cli.find import Options, command_line, preset_of
+from lth_sparse.cli.presets import scaled_down, title
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.criteria import CRITERIA
 from lth_sparse.engine.lock import DirectoryLock
@@ -142,7 +143,7 @@ def test_help_names_every_criterion_and_scope(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["resnet"], "model: expected one of lenet, conv2"),
+        (["resnet50"], "model: expected one of lenet, conv2"),
         (["--dataset", "imagenet"], "dataset: expected"),
         (["--scope", "galaxy"], "scope: expected one of 'layer', 'global', 'erk'"),
         (["--criterion", "luck"], "criterion: expected one of 'magnitude', 'large_final'"),
@@ -276,7 +277,40 @@ def test_options_override_the_preset() -> None:
 
 def test_an_unknown_model_lists_the_known() -> None:
     with pytest.raises(ArgumentError, match="lenet, conv2, conv4, conv6"):
-        preset_of(Options(model="vgg"))
+        preset_of(Options(model="alexnet"))
+
+
+def test_resnet_spares_shortcuts_and_output_at_any_rate(run: Run, tmp_path: Path) -> None:
+    budget = ("--quick", "--iterations", 1, "--levels", 1, "--seeds", 1, "--threads", 1, "--no-controls")
+    outcome = run("find", "resnet-warmup", *budget, "--rate", 0.5, "--output", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("ResNet-20, lr 0.03, warm-up over 1 iterations on digits: 997 / 300 / 500 images")
+    ticket = Ticket.load(tmp_path / "seed_0" / "level_01.safetensors")
+    assert ticket.hyperparameters["scope"] == "global"
+    assert ticket.density == (267_408 // 2 + 3_200) / 270_608
+    whole = {name for name, mask in ticket.masks.items() if mask.all()}
+    assert whole >= {"block4.shortcut.weight", "block7.shortcut.weight", "output.weight"}
+    given = facts_of(tmp_path)["hyperparameters"]
+    assert (given["optimizer"], given["momentum"], given["crop"]) == ("sgd", 0.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("conv2-dropout", "Conv-2 with dropout"),
+        ("vgg", "VGG-19, lr 0.1"),
+        ("vgg-layerwise", "VGG-19, lr 0.1, warm-up over 10,000 iterations, pruned layer by layer"),
+    ],
+)
+def test_a_title_tells_the_presets_of_a_network_apart(model: str, said: str) -> None:
+    assert title(PRESETS[model]) == said
+
+
+def test_a_network_that_is_not_the_papers_is_said() -> None:
+    said = ["Scaled down: VGG-19 with a quarter of its channels, where the paper has all of them."]
+    assert scaled_down(PRESETS["vgg-low"].quick()) == said
+    assert not any(scaled_down(PRESETS[name].quick()) for name in ("lenet", "conv6", "resnet"))
+    assert not any(scaled_down(preset) for preset in PRESETS.values())
 
 
 def test_command_line_quotes_what_a_shell_would_split() -> None:

@@ -131,6 +131,13 @@ def test_options_reach_the_planner(run: Run, fake: Any) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("name", "batch"), [("resnet-warmup", 128), ("vgg", 64), ("conv2-dropout", 60)])
+def test_a_network_of_the_paper_has_its_batch_and_images(name: str, batch: int) -> None:
+    model, size = command.network(name, None)
+    assert size == (batch, 3, 32, 32)
+    assert model[0].in_channels == 3
+
+
 def test_a_function_of_the_current_directory_builds_the_network(run: Run, fake: Any, here: Path) -> None:
     for name in ("build", "model"):
         outcome = run("plan", f"my_nets_for_plan:{name}", "--input", "3x6")
