@@ -79,7 +79,7 @@ def test_report_repeats_the_command(finished: tuple[Path, Any]) -> None:
 
 def test_page_is_beside_it(finished: tuple[Path, Any]) -> None:
     text = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 3 + 6  # the curves, and a figure for each analysis
+    assert text.count("<svg") == 3 + 7  # the curves, and a figure for each analysis, two of where the survivors are
     assert "src=" not in text
 
 
