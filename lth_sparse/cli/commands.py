@@ -184,9 +184,13 @@ def find(
         str,
         typer.Option(
             help="Further controls, comma separated: random, global_shuffled, dm_reinit, prune_at_0, noise_0.5, "
-            "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
+            "noise_1, noise_2, noise_3, signed_constant, rescaled, reordered; or all.",
         ),
     ] = "",
+    barrier: Annotated[
+        bool,
+        typer.Option("--barrier", help="Report the error barrier to another data order: 2 or 3 trainings more a seed."),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
     ] = False,
@@ -222,6 +226,7 @@ def find(
             rate=rate,
             controls=controls,
             more_controls=more_controls,
+            barrier=barrier,
             init=init,
             strict=strict,
             output=output,

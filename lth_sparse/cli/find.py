@@ -9,7 +9,6 @@ at the smallest one that is a candidate for a winning ticket, which is known onc
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,17 +20,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lth_sparse._files import atomic_write
+from lth_sparse.cli.directory import break_even, claim, crowded_before, owned
 from lth_sparse.cli.presets import preset_of, scaled_down, search_keywords, title
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
-from lth_sparse.engine.analyses import count_cost
-from lth_sparse.engine.controls import CONTROLS, REQUIRED
+from lth_sparse.engine.analyses import Barrier, count_cost, order_barrier
+from lth_sparse.engine.controls import CONTROLS, REORDERED, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
 from lth_sparse.engine.settings import Settings
-from lth_sparse.errors import LTHSparseError, RunError, TicketError
-from lth_sparse.nn import plan
-from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.training import score_batches
@@ -44,7 +40,6 @@ from lth_sparse.report.verdict import Verdict, candidate
 __all__ = ["Options", "Study", "check", "command_line", "preset_of", "run"]
 
 INTERRUPTED = 130
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,7 @@ class Options:
     rate: float | None = None
     controls: bool = True
     more_controls: str = ""
+    barrier: bool = False
     init: str | None = None
     output: Path | None = None
     layout: str = "auto"
@@ -76,10 +72,11 @@ class Options:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The controls to train: the required ones and, comma separated, those asked for; "all" names every one."""
+        barrier = (REORDERED,) if self.barrier else ()
         if not self.controls:
-            return ()
+            return barrier
         more = [kind.strip() for kind in self.more_controls.split(",") if kind.strip()]
-        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more))))
+        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more), *barrier)))
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -95,20 +92,21 @@ def run(options: Options, console: Console | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    note = _claim(directory, preset, keywords | _noted(options))
-    if options.plan:
-        keywords["break_even"] = _break_even(directory, preset, data)
-    tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
-    tracker.crowded = note or _crowded_before(directory)
-    study = Study(options, preset, data, directory, keywords, console, tracker)
-    study.announce()
-    try:
-        with tracker:
-            study.search_all()
-    except KeyboardInterrupt:
-        print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
-        return INTERRUPTED
-    study.conclude()
+    with owned(directory):
+        note = claim(directory, preset, keywords | _noted(options))
+        if options.plan:
+            keywords["break_even"] = break_even(directory, preset, data)
+        tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
+        tracker.crowded = note or crowded_before(directory)
+        study = Study(options, preset, data, directory, keywords, console, tracker)
+        study.announce()
+        try:
+            with tracker:
+                study.search_all()
+        except KeyboardInterrupt:
+            print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
+            return INTERRUPTED
+        study.conclude()
     return 0
 
 
@@ -135,11 +133,12 @@ class Study:
     console: Console
     tracker: Tracker
     results: dict[int, TicketResult] = field(default_factory=dict)
+    measured: dict[tuple[int, int], Barrier] = field(default_factory=dict)
 
     def announce(self) -> None:
         """What is going to happen."""
         preset, seeds = self.preset, self.options.seeds
-        controls = f", {len(self.options.kinds)} controls" if self.options.controls else ""
+        controls = f", {len(self.options.kinds)} controls" if self.options.kinds else ""
         lines = [
             f"{title(preset)} on {self.data}",
             f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
@@ -162,7 +161,7 @@ class Study:
             show(self.console, seed_grid(_trainings({seed: self.results[seed]}), title))
             self.write()
         level = candidate(summarise(_trainings(self.results)), images=len(self.data.test))
-        if not self.options.controls or level in (None, last):
+        if not self.options.kinds or level in (None, last):
             return
         self.say(f"Level {level} is the smallest that is as accurate and as quick as dense: its controls follow.", "")
         self.tracker.extend([(level, kind) for kind in self.options.kinds])
@@ -192,7 +191,7 @@ class Study:
             strict=self.options.strict,
             **_from_data(self.options, self.preset, self.data),
             controls=self.options.kinds,
-            control_levels=control_levels,
+            control_levels=[*([0] if REORDERED in self.options.kinds else []), *control_levels],
             directory=self.directory / f"seed_{seed}",
             seed=seed,
             callbacks=[self.tracker],
@@ -233,7 +232,26 @@ class Study:
             return ()
         model = build_model(self.preset.model, self.data, 0, dropout=self.preset.dropout)
         cost = count_cost(model, done[0].tickets[level].masks, self.data.train.x[:1])
-        return analysis_sections(self.results, level, cost)
+        return analysis_sections(self.results, level, cost, self.barriers(level))
+
+    def barriers(self, level: int) -> dict[str, list[Barrier]]:
+        """Of the dense network and of the ticket, for the seeds whose networks were trained in another data order."""
+        found: dict[str, list[Barrier]] = {"dense": [], "ticket": []}
+        for seed, result in self.results.items():
+            for name, at in (("dense", 0), ("ticket", level)):
+                if (at, REORDERED) not in result.control_tickets:
+                    continue
+                if (seed, at) not in self.measured:
+                    reordered = result.control_tickets[at, REORDERED]
+                    self.measured[seed, at] = order_barrier(
+                        self.model(seed), result.tickets[at], reordered, self.validation_error
+                    )
+                found[name].append(self.measured[seed, at])
+        return found
+
+    def validation_error(self, model: nn.Module) -> float:
+        """Share of the validation images that ``model`` gets wrong."""
+        return 1.0 - evaluate(model, self.data.val)[1]
 
     def conclude(self) -> None:
         """The verdict, and where everything is."""
@@ -288,67 +306,10 @@ def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any
     return keywords
 
 
-def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:
-    """Break-even densities of the network's layers: those in the directory, or measured now and put there.
-
-    Raises:
-        TicketError: the file is damaged.
-    """
-    path = directory / "plan.json"
-    if not path.exists():
-        model = build_model(preset.model, data, 0, dropout=preset.dropout)
-        measured = plan(model, data.train.x[: preset.batch], densities=(0.5,))
-        densities = {name: round(density, 3) for name, density in measured.break_evens().items()}
-        atomic_write(path, (json.dumps(densities, indent=2) + "\n").encode())
-    try:
-        return check_break_even(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LTHSparseError) as error:
-        raise TicketError(f"{path}: damaged ({error}); delete the directory to start over") from error
-
-
 def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
-    return levels + [(preset.levels, kind) for kind in options.kinds]
-
-
-def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:
-    """Make the directory and note the settings in it, or check that those noted are the same.
-
-    Another number of threads changes the seconds only, so it is no error; a sentence about it is returned.
-
-    Raises:
-        RunError: not writable, or other settings. TicketError: the note is damaged.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
-    note = directory / "find.json"
-    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict(), **keywords}))
-    threads = torch.get_num_threads()
-    advice = "choose another --output, or delete the directory to start over"
-    if not note.exists():
-        atomic_write(note, (json.dumps({**ours, "threads": threads}, indent=2) + "\n").encode())
-        return None
-    try:
-        theirs = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
-    before = theirs.pop("threads", threads)
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            had, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
-            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {wanted!r} was asked for; {advice}")
-    return None if before == threads else f"this run was begun with {before} threads and goes on with {threads}"
-
-
-def _crowded_before(directory: Path) -> str | None:
-    """What an earlier part of this run said about other work on the machine; its seconds are in the report too."""
-    try:
-        said = json.loads((directory / "report.json").read_text(encoding="utf-8"))["crowded"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return said if isinstance(said, str) else None
+    dense: list[Key] = [(0, REORDERED)] if REORDERED in options.kinds else []
+    return [*levels, *dense, *((preset.levels, kind) for kind in options.kinds)]
 
 
 def _trainings(results: dict[int, TicketResult]) -> list[Training]:

@@ -20,6 +20,7 @@ from lth_sparse.cli.find import Options, command_line, preset_of
 from lth_sparse.cli.presets import scaled_down, title
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.criteria import CRITERIA
+from lth_sparse.engine.lock import DirectoryLock
 from lth_sparse.engine.scope import SCOPES
 from lth_sparse.errors import ArgumentError
 from lth_sparse.paper import PRESETS
@@ -78,7 +79,7 @@ def test_report_repeats_the_command(finished: tuple[Path, Any]) -> None:
 
 def test_page_is_beside_it(finished: tuple[Path, Any]) -> None:
     text = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 3 + 6  # the curves, and a figure for each analysis
+    assert text.count("<svg") == 3 + 7  # the curves, and a figure for each analysis, two of where the survivors are
     assert "src=" not in text
 
 
@@ -199,7 +200,7 @@ def test_the_plan_is_measured_once_and_kept_with_the_run(
     assert set(evens) == {"fc1.weight", "fc2.weight", "output.weight"}
     identity = json.loads((tmp_path / "seed_0" / "run.json").read_text())
     assert identity["hyperparameters"]["break_even"] == evens
-    monkeypatch.setattr("lth_sparse.cli.find.plan", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("lth_sparse.cli.directory.plan", lambda *_, **__: pytest.fail("measured again"))
     assert find_tiny(*words).code == 0
     outcome = find_tiny("--seeds", 1, "--no-controls", "--output", tmp_path)
     assert "holds a run with plan True, but 'nothing' was asked for" in outcome.err
@@ -341,3 +342,27 @@ def test_unknown_controls_and_initialisations_are_refused(find_tiny: Run, words:
     outcome = find_tiny(*words)
     assert outcome.code == 1
     assert message in outcome.err
+
+
+def test_barrier_trains_the_dense_network_and_the_ticket_in_another_order_and_reports(
+    find_tiny: Run, tmp_path: Path
+) -> None:
+    outcome = find_tiny("--seeds", 1, "--no-controls", "--barrier", "--output", tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "4 trainings of 6 iterations" in outcome.out
+    for level in (0, 1):
+        assert (tmp_path / "seed_0" / f"control_0{level}_reordered.safetensors").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    (grid,) = report["analyses"]["Linear mode connectivity"]
+    assert [row[0] for row in grid["rows"]] == ["dense", "ticket"]
+    assert all(row[4] in ("0 of 1", "1 of 1") for row in grid["rows"])
+    assert "--barrier" in report["command"]
+    assert "<h2>Linear mode connectivity</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_two_commands_in_one_directory_are_refused(find_tiny: Run, tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path / "lock"):
+        outcome = find_tiny("--seeds", 1, "--output", tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "in use by" in outcome.err
+    assert not (tmp_path / "find.json").exists()
