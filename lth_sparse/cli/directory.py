@@ -1,6 +1,6 @@
-"""What a directory of `lth-sparse find` remembers besides its searches; one command at a time is at work in it.
+"""What a directory of `lth-sparse find` or `reproduce` remembers besides its searches; one command at a time uses it.
 
-find.json    what is being trained: levels trained differently must not be mixed
+find.json    what is being trained (reproduce.json): levels trained differently must not be mixed
 plan.json    break-even densities that were measured here, with --plan
 report.json  among other things, whether the machine was busy before
 lock         who is at work
@@ -43,7 +43,7 @@ def owned(directory: Path) -> Iterator[None]:
         yield
 
 
-def claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:
+def claim(directory: Path, preset: Preset, keywords: dict[str, Any], note_name: str = "find.json") -> str | None:
     """Note the settings in the directory, or check that those noted are the same.
 
     Another number of threads changes the seconds only, so it is no error; a sentence about it is returned.
@@ -51,7 +51,7 @@ def claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | No
     Raises:
         RunError: not writable, or other settings. TicketError: the note is damaged.
     """
-    note = directory / "find.json"
+    note = directory / note_name
     ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict(), **keywords}))
     threads = torch.get_num_threads()
     advice = "choose another --output, or delete the directory to start over"

@@ -20,11 +20,12 @@ from rich.console import Console
 
 from lth_sparse._files import atomic_write
 from lth_sparse._version import __version__
+from lth_sparse.cli.directory import claim, owned
 from lth_sparse.cli.presets import budgeted, scaled_down, title, wants_feature_major
 from lth_sparse.cli.progress import duration
 from lth_sparse.cli.studies import NETWORKS, Study, main_preset, studies_of
 from lth_sparse.engine import TicketResult, find_ticket
-from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
+from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
 from lth_sparse.paper.ladder import printed_ladder
@@ -77,10 +78,11 @@ def run(options: Options, console: Console | None = None) -> int:
     keep_memory()
     reproduction = Reproduction(options, preset, data, directory, console)
     announcement = reproduction.announcement()  # refuses an unknown figure, before the directory is made
-    _claim_directory(directory, preset)
-    reproduction.say(*announcement, "")
-    reproduction.train()
-    return reproduction.conclude()
+    with owned(directory):
+        warning = claim(directory, preset, {}, "reproduce.json")
+        reproduction.say(*announcement, *([warning] if warning else []), "")
+        reproduction.train()
+        return reproduction.conclude()
 
 
 @dataclass
@@ -231,32 +233,6 @@ def preset_for(name: str, options: Options) -> Preset:
     preset = PRESETS[name].quick() if options.budget == "quick" else PRESETS[name]
     dataset = "digits" if options.data is None else PRESETS[name].dataset
     return budgeted(preset, dataset=dataset, iterations=options.iterations, levels=options.levels)
-
-
-def _claim_directory(directory: Path, preset: Preset) -> None:
-    """Make the directory and note the preset in it, or check that the one noted is the same.
-
-    Raises:
-        RunError: not writable, or another preset. TicketError: the note is damaged.
-    """
-    note = directory / "reproduce.json"
-    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict()}))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
-    advice = "choose another --output, or delete the directory to start over"
-    if not note.exists():
-        atomic_write(note, (json.dumps(ours, indent=2) + "\n").encode())
-        return
-    try:
-        theirs = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            had = theirs.get(name)
-            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {ours[name]!r} was asked for; {advice}")
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
