@@ -67,7 +67,8 @@ class Problem:
 
     ``rows`` and ``cols`` are the sizes of the weight's matrix view, ``density`` the share of its blocks that are
     stored; None where they are not known. ``tma``: the operands' alignment and strides allow tiles by descriptor
-    (``bsr_linear.allows_tma``).
+    (``bsr_linear.allows_tma``). ``batch_inner``: of a product in ``NHWC_PRODUCTS``, images lie feature-major
+    (``conv_tiles.batch_inner``), not channels_last.
     """
 
     product: str
@@ -78,6 +79,7 @@ class Problem:
     cols: int | None = None
     density: float | None = None
     tma: bool = False
+    batch_inner: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -133,7 +135,7 @@ class Tile:
 
 @functools.cache
 def _flags() -> tuple[str, ...]:
-    """Names of the bool fields of a problem: what its operands allow."""
+    """Names of the bool fields of a problem: what its operands allow, and how they lie."""
     return tuple(name for name, kind in typing.get_type_hints(Problem).items() if kind is bool)
 
 
@@ -177,14 +179,17 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
-    a run shares an address and a mask, and a step has its full depth.
+    a run shares an address and a mask, and a step has its full depth; but not a large tile of images whose batch is
+    innermost, where runs are of images and every column has an address of its own.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
     gathers = not problem.product.endswith("weight_gradient")
     block_m = min(padded(problem.tokens), 128) if gathers else 128
-    block_n = min(side, (256 if device.hip or device.arch // 10 == 9 else 128) // size)
-    block_k = (128 if block_m <= 32 else 64) * (2 if runs else 1) // size
+    roomy = device.hip or device.arch // 10 == 9
+    block_n = min(side, (256 if roomy else 128) // size)
+    shallow = problem.batch_inner and not roomy and block_m * block_n * size >= 128 * 64 * 2
+    block_k = (128 if block_m <= 32 else 64) * (2 if runs and not shallow else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2
@@ -235,20 +240,23 @@ def without_runs(tile: Tile) -> Tile:
     return replace(tile, block_k=block_k, num_warps=8, num_stages=max(tile.num_stages // 2, 2))
 
 
-def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
+def precision_of(device: Device, problem: Problem, tf32: bool = False, rows: bool = True) -> str:
     """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
 
-    Gradients and convolutions take three on Hopper even then. ``wgmma`` wants float32 operands with the summed axis
-    contiguous, and theirs are not: a single product copies them 4 bytes at a time, while three rearrange them in
-    registers anyway.
+    Gradients and convolutions take three on Hopper even then, and so does a forward whose activations do not have
+    their ``rows`` contiguous. ``wgmma`` wants float32 operands with the summed axis contiguous, and theirs are not: a
+    single product copies them 4 bytes at a time, while three rearrange them in registers anyway.
     """
     if problem.dtype != "float32" or device.hip or device.arch < 80:
         return "ieee"
-    return "tf32" if tf32 and (problem.product == "forward" or device.arch // 10 != 9) else "tf32x3"
+    one = problem.product == "forward" and rows if device.arch // 10 == 9 else True
+    return "tf32" if tf32 and one else "tf32x3"
 
 
-def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
+def select(device: Device, problem: Problem, *, tf32: bool = False, rows: bool = True) -> Tile:
     """The configuration for a problem.
+
+    ``tf32`` and ``rows`` are those of :func:`precision_of`; the rest of it does not depend on them.
 
     Looked for in the user's own table (see :func:`install`), in the shipped table of the device and in that of its
     family: first the problem's own bucket in each, then the nearest measured one in each by the order of
@@ -261,14 +269,14 @@ def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
     if (under_trial := trials.current()) is not None:
         under_trial.seen[problem] = device
         if (tile := under_trial.tiles.get(problem)) is not None:
-            return replace(tile, precision=precision_of(device, problem, tf32))
-    return _select(device, problem, tf32)
+            return replace(tile, precision=precision_of(device, problem, tf32, rows))
+    return _select(device, problem, tf32, rows)
 
 
 @functools.lru_cache(maxsize=4096)
-def _select(device: Device, problem: Problem, tf32: bool) -> Tile:
+def _select(device: Device, problem: Problem, tf32: bool, rows: bool) -> Tile:
     tile = _measured(device, problem.bucket) or heuristic(device, problem)
-    return replace(tile, precision=precision_of(device, problem, tf32))
+    return replace(tile, precision=precision_of(device, problem, tf32, rows))
 
 
 def _measured(device: Device, wanted: Bucket) -> Tile | None:

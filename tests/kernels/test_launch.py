@@ -51,6 +51,8 @@ def test_float32_uses_three_products_unless_one_is_allowed() -> None:
     assert launch.select(A100, conv, tf32=True).precision == "tf32"
     assert launch.select(H100, conv, tf32=True).precision == "tf32x3"
     assert launch.select(H100, gradient, tf32=True).precision == "tf32x3"
+    assert launch.select(H100, problem, tf32=True, rows=False).precision == "tf32x3"
+    assert launch.select(A100, problem, tf32=True, rows=False).precision == "tf32"
     assert launch.select(Device("old", 70, 98304, 80), problem, tf32=True).precision == "ieee"
     assert launch.select(Device("amd", 94, 65536, 304, hip=True), problem).precision == "ieee"
     assert launch.select(A100, Problem("forward", "bfloat16", (32, 32), 512), tf32=True).precision == "ieee"
