@@ -179,7 +179,7 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
-    a run shares an address and a mask, and a step has its full depth; but not a large tile of images whose batch is
+    a run shares an address and a mask, and a step has its full depth; but not in a large tile of an x whose batch is
     innermost, where runs are of images and every column has an address of its own.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
@@ -189,6 +189,7 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     roomy = device.hip or device.arch // 10 == 9
     block_n = min(side, (256 if roomy else 128) // size)
     shallow = problem.batch_inner and not roomy and block_m * block_n * size >= 128 * 64 * 2
+    shallow = shallow and not problem.product.endswith("input_gradient")
     block_k = (128 if block_m <= 32 else 64) * (2 if runs and not shallow else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
