@@ -14,13 +14,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lth_sparse.kernels import tables, trials
 from lth_sparse.kernels.tables import Bucket
+from lth_sparse.kernels.tiles import CSR_PRODUCTS, LEAST_SIDE, AnyTile, Tile, kind_of, unstructured_fault
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv",
-           "fault", "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
-           "without_runs"]  # fmt: skip
+__all__ = ["CONV_PRODUCTS", "CSR_PRODUCTS", "DTYPES", "LEAST_SIDE", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem",
+           "Tile", "asked", "beside_relu", "cdiv", "fault", "forget", "heuristic", "install", "installed", "measured",
+           "padded", "read_table", "select", "splits_for", "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
@@ -30,8 +32,6 @@ CONV_PRODUCTS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient")
 NHWC_PRODUCTS = ("conv_nhwc_forward", "conv_nhwc_input_gradient", "conv_nhwc_weight_gradient")
 #: Bytes of an element, by the names that tables use.
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
-#: ``tl.dot`` takes no side below 16.
-LEAST_SIDE = 16
 #: Programs for each multiprocessor below which the tokens of a weight gradient are split, and the least share of tokens
 #: that is worth a part.
 PROGRAMS_PER_PROCESSOR, LEAST_TOKENS = 2, 512
@@ -110,27 +110,6 @@ class Problem:
     def key(self) -> str:
         """The name of its bucket."""
         return self.bucket.key
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One launch configuration.
-
-    Attributes:
-        block_m: rows of the accumulator: tokens, or positions of a block row for the weight gradient.
-        block_n: its columns; divides the padded block side.
-        block_k: elements summed in one step: positions, or tokens for the weight gradient.
-        precision: ``tl.dot``'s ``input_precision``, of meaning for float32 alone.
-        tma: operands are loaded through descriptors; only for a problem that allows it.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-    precision: str = "ieee"
-    tma: bool = False
 
 
 @functools.cache
@@ -267,20 +246,29 @@ def select(device: Device, problem: Problem, *, tf32: bool = False, rows: bool =
     Raises:
         ValueError: a shipped table is damaged.
     """
-    if (under_trial := trials.current()) is not None:
-        under_trial.seen[problem] = device
-        if (tile := under_trial.tiles.get(problem)) is not None:
-            return replace(tile, precision=precision_of(device, problem, tf32, rows))
-    return _select(device, problem, tf32, rows)
+    tile = asked(device, problem)
+    if tile is None:
+        return _select(device, problem, tf32, rows)
+    return replace(tile, precision=precision_of(device, problem, tf32, rows))
+
+
+def asked(device: Device, problem: Problem) -> Any:
+    """What the trial that the caller is in wants for a problem, which is noted there; None where nothing is tried."""
+    if (under_trial := trials.current()) is None:
+        return None
+    under_trial.seen[problem] = device
+    return under_trial.tiles.get(problem)
 
 
 @functools.lru_cache(maxsize=4096)
 def _select(device: Device, problem: Problem, tf32: bool, rows: bool) -> Tile:
-    tile = _measured(device, problem.bucket) or heuristic(device, problem)
+    tile = measured(device, problem.bucket) or heuristic(device, problem)
     return replace(tile, precision=precision_of(device, problem, tf32, rows))
 
 
-def _measured(device: Device, wanted: Bucket) -> Tile | None:
+@functools.lru_cache(maxsize=4096)
+def measured(device: Device, wanted: Bucket) -> Any:
+    """The measured configuration that serves a bucket best, of the class that its product has; None where none does."""
     held = (installed(device.name), read_table(device.name), read_table(device.family))
     for table in held:
         if (tile := table.get(wanted)) is not None:
@@ -295,22 +283,30 @@ def _measured(device: Device, wanted: Bucket) -> Tile | None:
 
 
 #: Tables that were measured on this machine, by the device's name.
-_INSTALLED: dict[str, Mapping[Bucket, Tile]] = {}
+_INSTALLED: dict[str, Mapping[Bucket, AnyTile]] = {}
 
 
-def installed(device_name: str) -> Mapping[Bucket, Tile]:
+def installed(device_name: str) -> Mapping[Bucket, AnyTile]:
     """What :func:`install` was last given for this device."""
     return _INSTALLED.get(device_name, {})
 
 
-def install(device_name: str, tiles: Mapping[Bucket, Tile]) -> None:
-    """Let :func:`select` look at ``tiles`` first for this device, instead of what was installed before."""
+def install(device_name: str, tiles: Mapping[Bucket, AnyTile]) -> None:
+    """Let launches look at ``tiles`` first for this device, instead of what was installed before."""
     _INSTALLED[device_name] = dict(tiles)
+    forget()
+
+
+def forget() -> None:
+    """Choose anew: what is installed has changed."""
     _select.cache_clear()
+    measured.cache_clear()
 
 
-def fault(problem: Problem, tile: Tile) -> str | None:
-    """Why the block-sparse kernels cannot take ``tile`` for ``problem``; None when they can."""
+def fault(problem: Problem, tile: AnyTile) -> str | None:
+    """Why the kernels cannot take ``tile`` for ``problem``; None when they can."""
+    if not isinstance(tile, Tile):
+        return unstructured_fault(tile)
     for name in ("block_m", "block_n", "block_k"):
         if (size := getattr(tile, name)) != padded(size):
             return f"{name}: expected a power of two of at least {LEAST_SIDE}, got {size}"
@@ -336,8 +332,8 @@ def table_path(device_name: str, folder: Path = TABLES) -> Path:
 
 
 @functools.cache
-def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
-    """``{bucket: Tile}`` of the table shipped for a device, or a family of devices; empty where none is.
+def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, AnyTile]:
+    """``{bucket: configuration}`` of the table shipped for a device, or a family of devices; empty where none is.
 
     Raises:
         ValueError: the file is no table, or holds a configuration that the kernels cannot take.
@@ -345,7 +341,7 @@ def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
     path = table_path(device_name, folder)
     if not path.exists():
         return {}
-    found = tables.read(path, Tile)
+    found = tables.read(path, lambda bucket: kind_of(bucket.product))
     for bucket, tile in found.items():
         try:
             reason = fault(Problem.of(bucket), tile)

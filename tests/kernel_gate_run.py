@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 import kernel_gate
 import kernel_gate_csr
+import kernel_gate_facts
 import triton
-from kernel_gate_facts import KNOWN, Facts
+from kernel_gate_facts import Facts
 
 #: What is known of earlier runs, a JSON line for each kernel.
 RECORD = Path(__file__).resolve().parents[1] / "build" / "kernel-gate.jsonl"
@@ -77,20 +78,20 @@ def jobs() -> list[Job]:
 
 
 def read_record(path: Path) -> None:
-    """Add to ``KNOWN`` what a file holds; a line that was cut off when its run was stopped counts for nothing."""
+    """Add to ``kernel_gate_facts.KNOWN`` what a file holds, but for a line that a stopped run left unfinished."""
     if not path.exists():
         return
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             key, facts = json.loads(line)
             lists = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-            KNOWN[key] = Facts(**lists)
+            kernel_gate_facts.KNOWN[key] = Facts(**lists)
 
 
 def work(job: Job) -> tuple[Any, dict[str, Facts]]:
     """In a worker: the configuration with what became of it, or why it does not compile; what was learnt for that."""
     name, about = job
-    before = set(KNOWN)
+    before = set(kernel_gate_facts.KNOWN)
     # Triton keeps all stages of a compilation, which for the whole gate would be gigabytes.
     with tempfile.TemporaryDirectory(prefix="kernel-gate-") as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
@@ -98,7 +99,7 @@ def work(job: Job) -> tuple[Any, dict[str, Facts]]:
             made = SECTIONS[name].compile_one(*about)
         except Exception as error:  # a fault of this configuration, reported as all others
             made = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return made, {key: facts for key, facts in KNOWN.items() if key not in before}
+    return made, {key: facts for key, facts in kernel_gate_facts.KNOWN.items() if key not in before}
 
 
 def compile_all(chosen: Sequence[Job], workers: int, record: Path) -> dict[int, Any]:

@@ -109,7 +109,7 @@ def test_tokens_are_split_only_to_fill_the_device(programs: int, tokens: int, ri
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict], None]]:
     """shipped("NVIDIA H100", {key: configuration}): ship that table for that device; none is shipped otherwise."""
     read = launch.read_table
-    launch._select.cache_clear()
+    launch.forget()
     monkeypatch.setattr(launch, "read_table", lambda name: read(name, tmp_path))
     monkeypatch.setattr(launch, "_INSTALLED", {})
 
@@ -117,7 +117,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         launch.table_path(name, tmp_path).write_text(json.dumps({"tiles": tiles}))
 
     yield ship
-    launch._select.cache_clear()
+    launch.forget()
 
 
 FORWARD = Problem("forward", "bfloat16", (64, 64), 4000, 4096, 1024, 0.11)
