@@ -67,8 +67,8 @@ class Problem:
 
     ``rows`` and ``cols`` are the sizes of the weight's matrix view, ``density`` the share of its blocks that are
     stored; None where they are not known. ``tma``: the operands' alignment and strides allow tiles by descriptor
-    (``bsr_linear.allows_tma``). ``batch_inner``: of a product in ``NHWC_PRODUCTS``, images lie feature-major
-    (``conv_tiles.batch_inner``), not channels_last.
+    (``bsr_linear.allows_tma``). ``scattered``: of a product in ``NHWC_PRODUCTS``, the gathered images do not lie
+    channels_last, so that neighbouring channels are no neighbours in memory.
     """
 
     product: str
@@ -79,7 +79,7 @@ class Problem:
     cols: int | None = None
     density: float | None = None
     tma: bool = False
-    batch_inner: bool = False
+    scattered: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -158,8 +158,8 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
-    a run shares an address and a mask, and a step has its full depth; but not in a large tile of an x whose batch is
-    innermost, where runs are of images and every column has an address of its own.
+    a run shares an address and a mask, and a step has its full depth; but not where channels are scattered and every
+    column has an address of its own, in large tiles and in weight gradients.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
@@ -167,8 +167,8 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     block_m = min(padded(problem.tokens), 128) if gathers else 128
     roomy = device.hip or device.arch // 10 == 9
     block_n = min(side, (256 if roomy else 128) // size)
-    shallow = problem.batch_inner and not roomy and block_m * block_n * size >= 128 * 64 * 2
-    shallow = shallow and not problem.product.endswith("input_gradient")
+    large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
+    shallow = problem.scattered and not roomy and (large or not gathers)
     block_k = (128 if block_m <= 32 else 64) * (2 if runs and not shallow else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))

@@ -75,7 +75,7 @@ def compile_one(
         extent: what a linear product does beside the product, one of ``EXTENTS``.
         convolution: another than the usual one.
     """
-    problem = replace(problem, batch_inner=memory == FEATURE and problem.product in NHWC_PRODUCTS)
+    problem = replace(problem, scattered=scattered(problem.product, memory))
     tile = tile or heuristic(DEVICES[name][1], problem)
     if extent == "full" and problem.product in PRODUCTS[1:]:
         tile = beside_relu(tile, gathers=problem.product == "input_gradient")
@@ -173,6 +173,11 @@ def faults(one: Compiled) -> list[str]:
     return found
 
 
+def scattered(product: str, memory: str) -> bool:
+    """The flag of that name of a problem over images that lie so."""
+    return product in NHWC_PRODUCTS and memory != "channels_last"
+
+
 def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
     """Every configuration that the heuristic ships for the blocks and dtypes it is meant for; the memory it is for, and
     the extent.
@@ -190,8 +195,7 @@ def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
             ]
             pairs = [(memory, "plain") for memory in memories]
             for memory, extent in pairs + [("contiguous", "full")] * linear:
-                inner = memory == FEATURE and product in NHWC_PRODUCTS
-                problem = Problem(product, dtype, block, tokens, batch_inner=inner)
+                problem = Problem(product, dtype, block, tokens, scattered=scattered(product, memory))
                 tile = heuristic(device, problem)
                 yield name, problem, tile, memory, extent
                 if (fewer := precision_of(device, problem, tf32=True, rows=memory != FEATURE)) != tile.precision:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lth_sparse.kernels import bsr_conv, bsr_conv_backward, bsr_conv_nhwc, bsr_linear, launch
-from lth_sparse.kernels.conv_tiles import Conv, batch_inner
+from lth_sparse.kernels.conv_tiles import Conv
 from lth_sparse.ops import cuda, schemas
 from lth_sparse.ops.backend import TRITON_DTYPES, kernel_or_reference
 from lth_sparse.ops.library import implement
@@ -45,8 +45,8 @@ def _conv2d(
     with torch.cuda.device_of(x):
         size = (x.shape[0], shape[0], *conv.output_size(x.shape[2], x.shape[3]))
         y = empty_owed(x, x, size, channels_last)
-        inner = channels_last and batch_inner(x)
-        tile = cuda._tile(product, y, (values.shape[1], values.shape[2]), index, shape, batch_inner=inner)
+        scattered = channels_last and x.stride(1) != 1
+        tile = cuda._tile(product, y, (values.shape[1], values.shape[2]), index, shape, scattered=scattered)
         values = cuda._live(values, value_mask)
         return bsr_conv.forward(x, values, bias, crow, col, y, conv, tile, activation, channels_last)
 
@@ -75,12 +75,13 @@ def _conv2d_backward(
         if wanted[0]:
             dx = empty_owed(x, grad, x.shape, channels_last)
             # The products over input pixels go by their number, the others by that of the output's.
-            inner = channels_last and batch_inner(grad)
-            tile = cuda._tile(by_input, dx if channels_last else grad, block, index, shape, batch_inner=inner)
+            scattered = channels_last and grad.stride(1) != 1
+            tile = cuda._tile(by_input, dx if channels_last else grad, block, index, shape, scattered=scattered)
             gradient = (bsr_conv_nhwc if channels_last else bsr_conv_backward).input_gradient
             gradient(grad, cuda._live(values, value_mask), ccol, row, perm, dx, conv, tile)
         if wanted[1]:
-            tile = cuda._tile(by_weight, grad, block, index, shape, batch_inner=channels_last and batch_inner(x))
+            scattered = channels_last and x.stride(1) != 1
+            tile = cuda._tile(by_weight, grad, block, index, shape, scattered=scattered)
             programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
             splits = launch.splits_for(cuda._device(x.get_device()), programs, grad.shape[0] * grad.shape[2:].numel())
             mask = value_mask if value_mask.numel() else None

@@ -234,3 +234,15 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, entry: object, said: s
     launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {key: entry}}))
     with pytest.raises(ValueError, match=rf"x\.json: {re.escape(key)}: {re.escape(said)}"):
         launch.read_table("x", tmp_path)
+
+
+def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -> None:
+    forward, by_input, by_weight = (Problem(name, "float16", (128, 128), 4096) for name in launch.NHWC_PRODUCTS)
+    for problem in (forward, by_weight):
+        deep = launch.heuristic(A100, problem)
+        assert launch.heuristic(A100, replace(problem, scattered=True)).block_k == deep.block_k // 2
+        assert launch.heuristic(H100, replace(problem, scattered=True)) == launch.heuristic(H100, problem)
+    assert launch.heuristic(A100, replace(by_input, scattered=True)) == launch.heuristic(A100, by_input)
+    small = replace(forward, tokens=16)
+    assert launch.heuristic(A100, replace(small, scattered=True)) == launch.heuristic(A100, small)
+    assert replace(forward, scattered=True).key.startswith("conv_nhwc_forward+scattered/")
