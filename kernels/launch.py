@@ -21,8 +21,9 @@ from lth_sparse.kernels.tables import Bucket
 from lth_sparse.kernels.tiles import CSR_PRODUCTS, LEAST_SIDE, AnyTile, Tile, kind_of, unstructured_fault
 
 __all__ = ["CONV_PRODUCTS", "CSR_PRODUCTS", "DTYPES", "LEAST_SIDE", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem",
-           "Tile", "asked", "beside_relu", "cdiv", "fault", "forget", "heuristic", "install", "installed", "measured",
-           "padded", "read_table", "select", "splits_for", "without_runs"]  # fmt: skip
+           "Tile", "asked", "beside_relu", "cdiv", "fault", "forget", "heuristic", "in_precision", "install",
+           "installed", "measured", "padded", "precision_of", "read_table", "select", "splits_for",
+           "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
 PRODUCTS = ("forward", "input_gradient", "weight_gradient")
@@ -233,6 +234,16 @@ def precision_of(device: Device, problem: Problem, tf32: bool = False, rows: boo
     return "tf32" if tf32 and one else "tf32x3"
 
 
+def in_precision(tile: Tile, problem: Problem, precision: str, *, rows: bool) -> Tile:
+    """The heuristic's ``tile`` in a precision of :func:`precision_of`.
+
+    Of one TF32 product ``mma.sync`` holds operands a step ahead in registers. Beside a large accumulator, and the
+    indices of steps over several blocks, that leaves room for one buffer fewer where ``rows`` do not lie in runs.
+    """
+    tight = precision == "tf32" and not rows and problem.sides[1] < tile.block_k and tile.num_warps > 4
+    return replace(tile, precision=precision, num_stages=min(tile.num_stages, 6) if tight else tile.num_stages)
+
+
 def select(device: Device, problem: Problem, *, tf32: bool = False, rows: bool = True) -> Tile:
     """The configuration for a problem.
 
@@ -262,8 +273,10 @@ def asked(device: Device, problem: Problem) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _select(device: Device, problem: Problem, tf32: bool, rows: bool) -> Tile:
-    tile = measured(device, problem.bucket) or heuristic(device, problem)
-    return replace(tile, precision=precision_of(device, problem, tf32, rows))
+    precision = precision_of(device, problem, tf32, rows)
+    if (tile := measured(device, problem.bucket)) is not None:
+        return replace(tile, precision=precision)
+    return in_precision(heuristic(device, problem), problem, precision, rows=rows)
 
 
 @functools.lru_cache(maxsize=4096)

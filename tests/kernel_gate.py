@@ -29,6 +29,7 @@ from lth_sparse.kernels.launch import (
     Tile,
     beside_relu,
     heuristic,
+    in_precision,
     precision_of,
     without_runs,
 )
@@ -198,8 +199,9 @@ def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
                 problem = Problem(product, dtype, block, tokens, scattered=scattered(product, memory))
                 tile = heuristic(device, problem)
                 yield name, problem, tile, memory, extent
-                if (fewer := precision_of(device, problem, tf32=True, rows=memory != FEATURE)) != tile.precision:
-                    yield name, problem, replace(tile, precision=fewer), memory, extent
+                rows = memory != FEATURE
+                if (fewer := precision_of(device, problem, tf32=True, rows=rows)) != tile.precision:
+                    yield name, problem, in_precision(tile, problem, fewer, rows=rows), memory, extent
             problem = Problem(product, dtype, block, tokens)
             by_descriptor = heuristic(device, replace(problem, tma=linear and takes_tma(problem)))
             if by_descriptor.tma:
