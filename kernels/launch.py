@@ -160,14 +160,15 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
     a run shares an address and a mask, and a step has its full depth; but not where channels are scattered and every
-    column has an address of its own, in large tiles and in weight gradients.
+    column has an address of its own, in large tiles and in weight gradients. Input gradients are narrower there.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
     gathers = not problem.product.endswith("weight_gradient")
     block_m = min(padded(problem.tokens), 128) if gathers else 128
     roomy = device.hip or device.arch // 10 == 9
-    block_n = min(side, (256 if roomy else 128) // size)
+    narrow = problem.scattered and problem.product == NHWC_PRODUCTS[1]
+    block_n = min(side, (256 if roomy and not narrow else 128) // size)
     large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
     shallow = problem.scattered and not roomy and (large or not gathers)
     block_k = (128 if block_m <= 32 else 64) * (2 if runs and not shallow else 1) // size

@@ -238,6 +238,8 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, entry: object, said: s
 
 def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -> None:
     forward, by_input, by_weight = (Problem(name, "float16", (128, 128), 4096) for name in launch.NHWC_PRODUCTS)
+    assert launch.heuristic(H100, by_input).block_n == 128
+    assert launch.heuristic(H100, replace(by_input, scattered=True)).block_n == 64
     for problem in (forward, by_weight):
         deep = launch.heuristic(A100, problem)
         assert launch.heuristic(A100, replace(problem, scattered=True)).block_k == deep.block_k // 2
