@@ -171,7 +171,9 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     block_n = min(side, (256 if roomy and not narrow else 128) // size)
     large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
     shallow = problem.scattered and not roomy and (large or not gathers)
-    block_k = (128 if block_m <= 32 else 64) * (2 if runs and not shallow else 1) // size
+    # Steps over several blocks, each with a tap of its own, leave no registers for three TF32 products twice as deep.
+    crowded = runs and not roomy and size == 4 and problem.sides[1] < 256 // size
+    block_k = (128 if block_m <= 32 and not crowded else 64) * (2 if runs and not shallow else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2

@@ -248,3 +248,11 @@ def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -
     small = replace(forward, tokens=16)
     assert launch.heuristic(A100, replace(small, scattered=True)) == launch.heuristic(A100, small)
     assert replace(forward, scattered=True).key.startswith("conv_nhwc_forward+scattered/")
+
+
+def test_few_pixels_have_deep_steps_but_for_float32_over_several_blocks() -> None:
+    def depth(dtype: str, side: int) -> int:
+        return launch.heuristic(A100, Problem(launch.NHWC_PRODUCTS[1], dtype, (side, side), 1)).block_k
+
+    assert (depth("float16", 16), depth("float16", 128)) == (128, 128)
+    assert (depth("float32", 16), depth("float32", 64)) == (32, 64)
