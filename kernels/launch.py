@@ -171,6 +171,7 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     block_n = min(side, (256 if roomy and not narrow else 128) // size)
     large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
     shallow = problem.scattered and not roomy and (large or not gathers)
+    shallow = shallow or (narrow and not device.hip and problem.sides[1] < 128 // size)
     # Steps over several blocks, each with a tap of its own, leave no registers for three TF32 products twice as deep.
     crowded = runs and not roomy and size == 4 and problem.sides[1] < 256 // size
     block_k = (128 if block_m <= 32 and not crowded else 64) * (2 if runs and not shallow else 1) // size
@@ -237,13 +238,13 @@ def precision_of(device: Device, problem: Problem, tf32: bool = False, rows: boo
     return "tf32" if tf32 and one else "tf32x3"
 
 
-def in_precision(tile: Tile, problem: Problem, precision: str, *, rows: bool) -> Tile:
+def in_precision(tile: Tile, precision: str, *, rows: bool) -> Tile:
     """The heuristic's ``tile`` in a precision of :func:`precision_of`.
 
-    Of one TF32 product ``mma.sync`` holds operands a step ahead in registers. Beside a large accumulator, and the
-    indices of steps over several blocks, that leaves room for one buffer fewer where ``rows`` do not lie in runs.
+    Of one TF32 product ``mma.sync`` holds operands a step ahead in registers. Beside a large accumulator that leaves
+    room for one buffer fewer where ``rows`` do not lie in runs.
     """
-    tight = precision == "tf32" and not rows and problem.sides[1] < tile.block_k and tile.num_warps > 4
+    tight = precision == "tf32" and not rows and tile.num_warps > 4
     return replace(tile, precision=precision, num_stages=min(tile.num_stages, 6) if tight else tile.num_stages)
 
 
@@ -279,7 +280,7 @@ def _select(device: Device, problem: Problem, tf32: bool, rows: bool) -> Tile:
     precision = precision_of(device, problem, tf32, rows)
     if (tile := measured(device, problem.bucket)) is not None:
         return replace(tile, precision=precision)
-    return in_precision(heuristic(device, problem), problem, precision, rows=rows)
+    return in_precision(heuristic(device, problem), precision, rows=rows)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -201,7 +201,7 @@ def configurations() -> Iterator[tuple[str, Problem, Tile, str, str]]:
                 yield name, problem, tile, memory, extent
                 rows = memory != FEATURE
                 if (fewer := precision_of(device, problem, tf32=True, rows=rows)) != tile.precision:
-                    yield name, problem, in_precision(tile, problem, fewer, rows=rows), memory, extent
+                    yield name, problem, in_precision(tile, fewer, rows=rows), memory, extent
             problem = Problem(product, dtype, block, tokens)
             by_descriptor = heuristic(device, replace(problem, tma=linear and takes_tma(problem)))
             if by_descriptor.tma:

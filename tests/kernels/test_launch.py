@@ -245,6 +245,11 @@ def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -
         assert launch.heuristic(A100, replace(problem, scattered=True)).block_k == deep.block_k // 2
         assert launch.heuristic(H100, replace(problem, scattered=True)) == launch.heuristic(H100, problem)
     assert launch.heuristic(A100, replace(by_input, scattered=True)) == launch.heuristic(A100, by_input)
+    several = replace(by_input, block=(16, 64), scattered=True)
+    assert (
+        launch.heuristic(H100, several).block_k
+        == launch.heuristic(H100, replace(several, scattered=False)).block_k // 2
+    )
     small = replace(forward, tokens=16)
     assert launch.heuristic(A100, replace(small, scattered=True)) == launch.heuristic(A100, small)
     assert replace(forward, scattered=True).key.startswith("conv_nhwc_forward+scattered/")
