@@ -317,6 +317,12 @@ def plan(
         bool, typer.Option("--predict", help="Ask the cost model instead of timing this network's layers.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda or cuda:N.")] = "cpu",
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last", help="Blocks of channels_last weights, and images in that memory format (GPUs only)."
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures to this file.", show_default=False)
     ] = None,
@@ -332,6 +338,7 @@ def plan(
         threads=threads,
         predict=predict,
         device=device,
+        channels_last=channels_last,
         json_file=json_file,
     )
 
@@ -352,11 +359,12 @@ def tune(
         ),
     ] = None,
     density: Annotated[
-        str | None, typer.Option(help="Shares of the blocks kept, with commas.", show_default=".2,.1")
+        str | None, typer.Option(help="Shares of the blocks or weights kept, with commas.", show_default=".2,.1")
     ] = None,
     blocks: Annotated[
         str | None, typer.Option("--block", help="Rows x columns, with commas.", show_default="32x32,64x64")
     ] = None,
+    layout: Annotated[str, typer.Option(help="bsr, or csr: single weights, without blocks.")] = "bsr",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     forward: Annotated[bool, typer.Option("--forward", help="The forward pass alone, no gradients.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also what was tuned before.")] = False,
@@ -380,6 +388,7 @@ def tune(
             cases=cases,
             density=density,
             blocks=blocks,
+            layout=layout,
             dtype=dtype,
             forward=forward,
             again=again,

@@ -36,6 +36,7 @@ __all__ = [
     "fast_kinds",
     "layout_of",
     "measure",
+    "order_of",
     "predict",
     "remembered",
     "signature",
@@ -214,7 +215,7 @@ def _by_sample(
 ) -> Choice:
     key = signature(weight, sample.shape, conv, block, bias is not None, input_gradient, sample)
     key += " " + "+".join(f"{kind}:{_backend(kind, weight, layout.channels_last)}" for kind, layout in layouts.items())
-    key += _pattern(mask, layouts) + _order("bsr" in layouts and layouts["bsr"].channels_last)
+    key += _pattern(mask, layouts) + order_of("bsr" in layouts and layouts["bsr"].channels_last)
 
     def run() -> dict[str, Timing]:
         return measure(weight, layouts, sample, bias, conv, mask=mask, input_gradient=input_gradient)
@@ -286,7 +287,7 @@ def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
     return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
 
 
-def _order(channels_last: bool) -> str:
+def order_of(channels_last: bool) -> str:
     """Of blocks, in a key of the cache; nothing for the order of a contiguous weight."""
     return " channels_last" if channels_last else ""
 
@@ -343,7 +344,7 @@ def predict(
     cache = PlanCache.of(weight.device)
 
     def key_of(kind: str) -> str:
-        blocks = f" block={block[0]}x{block[1]}{_order(channels_last)}" if kind == "bsr" and block else ""
+        blocks = f" block={block[0]}x{block[1]}{order_of(channels_last)}" if kind == "bsr" and block else ""
         backend = "" if kind == TORCH else f" {_backend(kind, weight, channels_last and kind == 'bsr')}"
         return f"model {family} {kind}{backend} {str(weight.dtype).removeprefix('torch.')}{blocks}"
 

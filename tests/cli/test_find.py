@@ -242,7 +242,12 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT")
 def test_control_c_in_the_middle_of_training_leaves_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lth_sparse.cli", "find", "--iterations", "1000000", "--threads", "1"]
+    # Heard even where the tests run in the background of a shell, which has what it starts there ignore the signal.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('lth_sparse.cli', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program, "find", "--iterations", "1000000", "--threads", "1"]
     with subprocess.Popen(
         [*command, "--output", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
