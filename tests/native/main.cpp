@@ -20,6 +20,8 @@ int main(int count, char** arguments) {
                {"bsr_conv", &bsr_conv_part},
                {"bf16", &bf16_part},
                {"moves", &moves_part},
+               {"permute", &permute_part},
+               {"reorder", &reorder_part},
                {"rebuild", &rebuild_part},
                {"concurrency", &concurrency_part}};
   lth::thread_grain() = 1;  // even the smallest work is shared
