@@ -239,7 +239,7 @@ class Rules:
                 return _followed(call, lambda call: by_class(call, module))
         else:
             rule = self.functions.get(node.target)
-            if "out" not in node.kwargs and rule is not None:
+            if node.kwargs.get("out") is None and rule is not None:
                 return _followed(call, rule)
         call.fix_inputs(f"{call.what} is not one of the operations whose channels are followed")
         return plain(call.value)
