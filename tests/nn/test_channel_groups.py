@@ -241,6 +241,18 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_what_a_forward_stores_on_its_module_is_gone_again() -> None:
+    class Remembering(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.one(x)
+            return self.two(self.last + torch.ones(8))
+
+    model = Remembering(F.relu)
+    attributes = sorted(vars(model))
+    assert "places are fixed" in str(reasons(model)[0])
+    assert sorted(vars(model)) == attributes
+
+
 def branches(x: Tensor) -> Tensor:
     return x if x.sum() > 0 else -x
 
