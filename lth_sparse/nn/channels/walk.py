@@ -255,18 +255,22 @@ class Rules:
 
 def _followed(call: Call, rule: Rule) -> Any:
     """The result of a rule; channels that neither come out nor were spoken of must not move."""
-    before = _elements(call.inputs())
-    call.coupling.unmentioned(before)
+    before: list[Label] = []
+    _gather((call.label_args, call.label_kwargs), before)
+    call.coupling.forget_mentions()
     result = rule(call)
     after: list[Label] = []
     _gather(result, after)
-    lost = np.setdiff1d(call.coupling.unmentioned(before), _elements([call.resolved(label) for label in after]))
-    call.coupling.fix(lost, f"{call.what} leads nowhere that could be followed")
+    lost = np.setdiff1d(_elements(call.walk, before), _elements(call.walk, after))
+    call.coupling.fix(call.coupling.unmentioned(lost), f"{call.what} leads nowhere that could be followed")
     return result
 
 
-def _elements(labels: list[Label]) -> np.ndarray:
+def _elements(walk: Walk, labels: list[Label]) -> np.ndarray:
+    """All elements of labels; of a parameter's those that something has asked for."""
     found = [part["id"].ravel() for label in labels for part in label.parts]
+    sources = {label.source for label in labels}
+    found += [elements for (name, _, _), elements in walk.axes.items() if name in sources]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
