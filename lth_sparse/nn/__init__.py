@@ -7,6 +7,15 @@
 from __future__ import annotations
 
 from lth_sparse.nn.base import SparseModule
+from lth_sparse.nn.channels import (
+    ChannelGroups,
+    ShrinkReport,
+    channel_groups,
+    permute_channels_,
+    permute_state,
+    reorder_model,
+    shrink_,
+)
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.dynamic import update_entries_, update_mask_
 from lth_sparse.nn.feature_major import feature_major_
@@ -20,16 +29,19 @@ from lth_sparse.nn.stack import LinearStack, SparseLinearStack
 from lth_sparse.nn.tuning import tune
 
 __all__ = [
+    "ChannelGroups",
     "LayerPlan",
     "LayerReport",
     "LinearStack",
     "PlanTable",
+    "ShrinkReport",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparseLinearStack",
     "SparseModule",
     "SparsifyReport",
+    "channel_groups",
     "dense_state_dict",
     "densify_",
     "feature_major_",
@@ -37,7 +49,11 @@ __all__ = [
     "fuse_activations_",
     "fuse_relu_",
     "masks_of",
+    "permute_channels_",
+    "permute_state",
     "plan",
+    "reorder_model",
+    "shrink_",
     "sparse_modules",
     "sparsify_",
     "tune",
