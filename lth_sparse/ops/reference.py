@@ -141,10 +141,15 @@ def conv2d_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of :func:`conv2d` for x, values and bias; None where ``wanted`` is False."""
+    weight = layout.scatter(values)
+    if x.device.type == "cpu" and tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1:
+        # oneDNN's weight gradient of these convolutions writes past its memory on AVX2 with one thread (torch 2.13)
+        # where any of them is channels_last: the heap is corrupt afterwards.
+        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad,
         x,
-        layout.scatter(values),
+        weight,
         [layout.rows],
         list(stride),
         list(padding),
