@@ -55,6 +55,8 @@ class Ticket:
         parent: content hash of the ticket of the level before (for a control: of its own level); None at level 0.
         aliases: names in the model's state_dict of tensors that are stored under another name (tied weights).
         hyperparameters: of the search; metrics, history: as recorded while training; versions: of the libraries.
+        conversion: empty, or how :func:`lth_sparse.convert` made it from ``parent``: method, target, options, and under
+            "layouts" how each converted layer is stored.
     """
 
     masks: Mask
@@ -68,6 +70,7 @@ class Ticket:
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
+    conversion: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -123,7 +126,8 @@ class Ticket:
         Args:
             model: the plain architecture that the ticket was found in; its own weights do not matter.
             weights: "initial" or "trained".
-            layout, block, channels_last, cover, sample_input: as for :func:`lth_sparse.sparsify_`.
+            layout, block, channels_last, cover, sample_input: as for :func:`lth_sparse.sparsify_`. With ``"auto"``, the
+                layers of a converted ticket are stored as the conversion says, the others as ``sparsify_`` chooses.
             inplace: change ``model`` itself instead of a deep copy.
 
         Raises:
@@ -137,16 +141,15 @@ class Ticket:
             model = copy.deepcopy(model)
         model.load_state_dict(state, strict=True)
         pruned = {name: mask for name, mask in self.masks.items() if not bool(mask.all())}
+        given: dict[str, Any] = {"block": block, "channels_last": channels_last, "cover": cover}
+        layouts = self.conversion.get("layouts", {}) if layout == "auto" else {}
+        for name, stored in layouts.items():
+            mask = pruned.pop(name, None)
+            if mask is not None:
+                chosen = {**stored, "block": tuple(stored["block"]) if stored.get("block") else None}
+                sparsify_(model, {name: mask}, **chosen)
         if pruned:
-            sparsify_(
-                model,
-                pruned,
-                layout=layout,
-                block=block,
-                channels_last=channels_last,
-                cover=cover,
-                sample_input=sample_input,
-            )
+            sparsify_(model, pruned, layout=layout, **given, sample_input=sample_input)
         return model
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,6 +198,8 @@ class Ticket:
     def _content(self) -> dict[str, Any]:
         names = ("level", "control", "parent", "aliases", "hyperparameters", "metrics", "history", "versions")
         content = {name: getattr(self, name) for name in names}
+        if self.conversion:  # left out of others, whose hashes are older than conversions
+            content["conversion"] = self.conversion
         return {
             **content,
             # Keys are sorted in the file, but the order of a state_dict matters, so it is kept by itself.
@@ -204,6 +209,7 @@ class Ticket:
 
     def __repr__(self) -> str:
         kind = f", control={self.control!r}" if self.control else ""
+        kind += f", conversion={self.conversion['method']!r}" if self.conversion else ""
         return f"Ticket(level={self.level}{kind}, density={self.density:.4g}, hash={self.hash[:12]})"
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,13 @@
+"""From mask to blocks: conversion of an unstructured ticket, with an honest ledger.
+
+``methods.py`` remakes the mask of a layer, ``layer.py`` decides whether that pays, ``conversion.py`` puts the converted
+ticket together.
+"""
+
+from __future__ import annotations
+
+from lth_sparse.engine.conversion.conversion import Conversion, convert
+from lth_sparse.engine.conversion.layer import LayerConversion
+from lth_sparse.engine.conversion.methods import METHODS, Method
+
+__all__ = ["METHODS", "Conversion", "LayerConversion", "Method", "convert"]

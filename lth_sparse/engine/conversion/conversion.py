@@ -1,0 +1,153 @@
+"""``convert``: one ticket, one method, one target; the converted ticket and what became of each layer.
+
+Where the caller gives the network and an input, each layer is timed on the target in its own shapes, and one that does
+not get faster keeps its mask and its layout. A layer that a method does not suit (no multiple of four columns for 2:4)
+keeps them as well. Both are said in the layer's row: nothing is converted, or left alone, silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lth_sparse.engine.conversion.layer import Clock, LayerConversion, remake_layer, stays
+from lth_sparse.engine.conversion.methods import TARGETS, Method
+from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
+from lth_sparse.engine.selection import matching
+from lth_sparse.engine.ticket import Ticket
+from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
+
+__all__ = ["Conversion", "convert", "device_of"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The outcome of :func:`convert`.
+
+    Attributes:
+        ticket: the converted one; its ``parent`` is the original's hash, its ``conversion`` says how it was made.
+        method: with the target's block. target: ``"cpu"`` or ``"cuda"``.
+        layers: one row for each pruned weight. notes: what concerns the network as a whole.
+    """
+
+    ticket: Ticket
+    method: Method
+    target: str
+    layers: tuple[LayerConversion, ...]
+    notes: tuple[str, ...] = ()
+
+    def apply(self, model: nn.Module, weights: str = "initial", **options: Any) -> nn.Module:
+        """The converted ticket as a sparse model, see :meth:`lth_sparse.Ticket.apply`."""
+        return self.ticket.apply(model, weights, **options)
+
+
+def convert(
+    ticket: Ticket,
+    target: str = "cpu",
+    *,
+    method: str | Method = "vectors",
+    dense: Ticket | Mapping[str, Tensor] | None = None,
+    model: nn.Module | None = None,
+    sample_input: Any = None,
+    layers: str | Iterable[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Conversion:
+    """Turn an unstructured ticket into one that kernels for ``target`` like.
+
+        ls.convert(ticket, "cpu", method="drop:16x16", dense=level_0, model=model, sample_input=x)
+
+    Args:
+        ticket: any; it is not changed.
+        target: ``"cpu"`` or ``"cuda"``: the default block, the order of convolutions' blocks (channels_last on CUDA),
+            and where layers are timed. Without such a device nothing is timed.
+        method: a name, a spelling such as ``"drop:16x16:zeros"``, or a :class:`Method`; what they do is at the head of
+            :mod:`lth_sparse.engine.conversion.methods`.
+        dense: theta_k of all weights, for methods that add some: the ticket of level 0, or a state dict.
+        model: the plain architecture. Without it there is no reordering through the layers, and nothing is removed.
+        sample_input: an input of the model; with it layers are timed and those without a gain stay as they are.
+        layers: names or globs of the only layers to convert; all pruned ones by default.
+        seed: of the reordering.
+        options: fields of :class:`Method` that override it, such as ``density=0.1``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: naming the argument.
+    """
+    _check(ticket, target, model, sample_input)
+    asked = _method(method, options).for_target(target)
+    reasons = _reasons(ticket, asked, layers)
+    theta = dense_theta(ticket, dense, f"{asked.name!r} adds weights") if asked.adds else None
+    device = device_of(target)
+    clock = Clock(model, sample_input, device) if model is not None and sample_input is not None and device else None
+    trained = ticket.state_dict("trained")
+    masks, rows = dict(ticket.masks), []
+    for name, reason in reasons.items():
+        mask, magnitude = ticket.masks[name], trained[name].abs()
+        if reason:
+            row, masks[name] = stays(name, mask, magnitude, reason)
+        else:
+            row, masks[name] = remake_layer(
+                name,
+                mask,
+                mask,
+                magnitude,
+                None if theta is None else theta[name],
+                asked,
+                channels_last=target == "cuda" and mask.dim() > 2 and asked.name in ("cover", "drop"),
+                clock=clock,
+            )
+        rows.append(row)
+    made = {
+        "method": asked.text,
+        "target": target,
+        "seed": seed,
+        "layouts": {row.name: row.storage for row in rows if row.converted and row.layout != "csr"},
+    }
+    return Conversion(remade_ticket(ticket, masks, theta, made, ticket.hash), asked, target, tuple(rows))
+
+
+def device_of(target: str) -> torch.device | None:
+    """The device of a target; None where there is none."""
+    if target == "cuda" and not torch.cuda.is_available():
+        return None
+    return torch.device(target)
+
+
+def _check(ticket: object, target: object, model: object, sample_input: Any) -> None:
+    if not isinstance(ticket, Ticket):
+        raise ArgumentTypeError(expected("ticket", "a Ticket", type(ticket).__name__))
+    if target not in TARGETS:
+        raise ArgumentError(expected("target", " or ".join(map(repr, TARGETS)), repr(target)))
+    if model is not None and not isinstance(model, nn.Module):
+        raise ArgumentTypeError(expected("model", "a torch.nn.Module", type(model).__name__))
+    if model is None and sample_input is not None:
+        raise ArgumentError(expected("model", "the plain architecture, with sample_input", None))
+    if all(bool(mask.all()) for mask in ticket.masks.values()):
+        raise ArgumentError(expected("ticket", "a pruned one", f"{ticket!r}"))
+
+
+def _method(method: str | Method, options: Mapping[str, Any]) -> Method:
+    found = method if isinstance(method, Method) else Method.parse(method)
+    known = [field.name for field in dataclasses.fields(Method)[1:]]
+    for name in options:
+        if name not in known:
+            raise ArgumentTypeError(expected("convert", f"options among {', '.join(known)}", repr(name)))
+    return dataclasses.replace(found, **options)
+
+
+def _reasons(ticket: Ticket, method: Method, layers: str | Iterable[str] | None) -> dict[str, str]:
+    """Pruned layer -> why it is not converted, or "" for one that is."""
+    names = list(ticket.masks)
+    wanted = set(names) if layers is None else matching(layers, names, "layers")
+    reasons = {name: "" for name, mask in ticket.masks.items() if not bool(mask.all())}
+    for name in reasons:
+        if name not in wanted:
+            reasons[name] = "not among the layers to convert"
+        elif method.name in ("refill", "refill+") and name == names[-1]:
+            reasons[name] = "the rows of the output layer are what the network answers"
+    return reasons
