@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversion_cases import dense_ticket, network, pruned_ticket
 from torch import Tensor, nn
 
 import lth_sparse as ls
@@ -19,19 +20,6 @@ ADDING = ["cover:4x1:theta", "drop:4x4", "vectors", "refill", "refill+", "regrou
 EVERY = [*ADDING, "cover:4x4", "drop:4x4:zeros", "vectors:2x1:zeros", "2:4"]
 
 
-def network() -> nn.Module:
-    """A convolution, two linear layers and BatchNorm; 8 classes."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 16, 20),
-        nn.ReLU(),
-        nn.Linear(20, 8),
-    )
-
-
 @pytest.fixture
 def model(seed: int) -> nn.Module:
     return network()
@@ -40,18 +28,13 @@ def model(seed: int) -> nn.Module:
 @pytest.fixture
 def dense(model: nn.Module) -> Ticket:
     """The ticket of level 0."""
-    state = dict(model.state_dict())
-    masks = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() > 1}
-    return Ticket.of(masks, state, state)
+    return dense_ticket(model)
 
 
 @pytest.fixture
 def ticket(model: nn.Module, dense: Ticket) -> Ticket:
     """30% of the weights at random places, trained to other values."""
-    state = dict(model.state_dict())
-    masks = {name: torch.rand(mask.shape) < 0.3 for name, mask in dense.masks.items()}
-    trained = {name: t + 0.1 * torch.randn(t.shape) if t.is_floating_point() else t for name, t in state.items()}
-    return Ticket.of(masks, state, trained, level=3, parent=dense.hash, metrics={"test_acc": 0.5})
+    return pruned_ticket(model, parent=dense.hash, metrics={"test_acc": 0.5})
 
 
 @pytest.fixture
@@ -177,7 +160,7 @@ def test_layers_that_keep_everything_stay_as_they_are(dense: Ticket, ticket: Tic
 def test_timing_leaves_a_layer_without_a_gain_as_it_is_and_says_what_it_measured(
     ticket: Ticket, dense: Ticket, model: nn.Module, x: Tensor
 ) -> None:
-    made = ls.convert(ticket, method="vectors", dense=dense, model=model, sample_input=x)
+    made = ls.convert(ticket, method="vectors", dense=dense, model=model, sample_input=x, budget=0.0)
     for row in made.layers:
         assert row.timings is not None
         assert set(row.timings) == {"torch", "csr", "dense", "converted"}

@@ -21,6 +21,7 @@ from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
 from lth_sparse.engine.selection import matching
 from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
+from lth_sparse.ops.measure import BUDGET
 
 __all__ = ["Conversion", "convert", "device_of"]
 
@@ -56,6 +57,7 @@ def convert(
     sample_input: Any = None,
     layers: str | Iterable[str] | None = None,
     seed: int = 0,
+    budget: float = BUDGET,
     **options: Any,
 ) -> Conversion:
     """Turn an unstructured ticket into one that kernels for ``target`` like.
@@ -73,6 +75,8 @@ def convert(
         sample_input: an input of the model; with it layers are timed and those without a gain stay as they are.
         layers: names or globs of the only layers to convert; all pruned ones by default.
         seed: of the reordering.
+        budget: seconds for which each candidate of a layer is timed, pass by pass; up to four times that while the
+            outcome is open.
         options: fields of :class:`Method` that override it, such as ``density=0.1``.
 
     Raises:
@@ -82,8 +86,9 @@ def convert(
     asked = _method(method, options).for_target(target)
     reasons = _reasons(ticket, asked, layers)
     theta = dense_theta(ticket, dense, f"{asked.name!r} adds weights") if asked.adds else None
-    device = device_of(target)
-    clock = Clock(model, sample_input, device) if model is not None and sample_input is not None and device else None
+    device, clock = device_of(target), None
+    if model is not None and sample_input is not None and device is not None:
+        clock = Clock(model, sample_input, device, budget)
     trained = ticket.state_dict("trained")
     masks, rows = dict(ticket.masks), []
     for name, reason in reasons.items():

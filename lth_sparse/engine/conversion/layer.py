@@ -17,7 +17,7 @@ from lth_sparse.errors import ArgumentError
 from lth_sparse.formats import Layout
 from lth_sparse.nn.base import build_layout
 from lth_sparse.nn.sample import conv_options, layer_inputs
-from lth_sparse.ops.measure import Timing, measure
+from lth_sparse.ops.measure import BUDGET, Timing, measure
 from lth_sparse.ops.plan import TIE
 
 __all__ = ["CONVERTED", "Clock", "LayerConversion", "moved", "remake_layer", "stays", "stored_values"]
@@ -106,12 +106,12 @@ class Clock:
 
     Args:
         model: the plain architecture; a copy of it is used. sample_input: what to call it with.
-        device: where.
+        device: where. budget: seconds for each candidate of a layer and each pass.
     """
 
-    def __init__(self, model: nn.Module, sample_input: Any, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, sample_input: Any, device: torch.device, budget: float = BUDGET) -> None:
         model = copy.deepcopy(model).to(device)
-        self.device = device
+        self.device, self.budget = device, budget
         self.modules = {f"{name}.weight": module for name, module in model.named_modules() if _weighted(module)}
         self.inputs = layer_inputs(model, self.modules.values(), moved(sample_input, device))
 
@@ -129,6 +129,7 @@ class Clock:
             None if bias is None else bias.detach(),
             conv_options(module),
             input_gradient=sample.requires_grad,
+            budget=self.budget,
         )
 
 
