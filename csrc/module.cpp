@@ -363,6 +363,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("compress", &compress, no_gil, py::arg("dense"), py::arg("bits"), py::arg("rank"), py::arg("values"),
         py::arg("nnz"), py::arg("numel"), py::arg("width"), py::arg("threads"));
   bind_rebuild(m);
+  bind_reorder(m);
   m.def("isa", [] { return lth::name_of(lth::current_isa()); });
   m.def("isas", [] { return names_of(lth::runnable_isas()); });
   m.def("set_isa", &lth::set_isa, py::arg("name"));

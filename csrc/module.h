@@ -43,5 +43,8 @@ inline void not_null(const char* name, Pointer p, bool needed) {
 // module_rebuild.cpp: masks that change.
 void bind_rebuild(pybind11::module_& m);
 
+// module_reorder.cpp: orders of rows and columns.
+void bind_reorder(pybind11::module_& m);
+
 }  // namespace binding
 }  // namespace lth

@@ -345,6 +345,31 @@ def csr_rebuild(
     each was, -1 for one that has come. These arrays, unlike others, are looked at: ValueError names a wrong one.
     """
 
+def reorder_cluster(
+    members: list[tuple[int, int, int, int, int, int, float]], size: int, neighbours: int, order: int, near: int
+) -> None:
+    """Put like items side by side: ``order`` ``[size]`` int64, and in ``near`` ``[size, neighbours]`` int32 those most
+    like each item, -1 where there are fewer.
+
+    Each of ``members`` is (features, offsets, feature, amount, extent, width, weight): the items of one tensor by
+    features, compressed (``offsets`` int64 ``[size + 1]``, ``feature`` and ``amount`` int32 ``[nnz]``, features
+    ascending within an item, amounts from 1 to ``width``), and the blocks of ``extent`` items. See csrc/reorder.h.
+    """
+
+def reorder_refine(
+    members: list[tuple[int, int, int, int, int, int, float]],
+    size: int,
+    neighbours: int,
+    near: int,
+    sweeps: int,
+    seed: int,
+    order: int,
+) -> int:
+    """Exchange items in ``order``, in place, while blocks get fewer or fuller; returns how many exchanges it took.
+
+    ``members``, ``order`` and ``near`` as in :func:`reorder_cluster`. At most ``sweeps`` rounds over all items.
+    """
+
 def isa() -> str:
     """The instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``scalar``. RuntimeError as above."""
 

@@ -22,7 +22,8 @@ LONGEST_FILE = 400
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
     ("_files",),
-    ("formats", "kernels", "_C"),
+    ("kernels", "_C"),
+    ("formats",),
     ("ops",),
     ("nn",),
     ("engine",),
@@ -109,7 +110,7 @@ def test_only_the_files_of_the_module_know_pybind11_and_no_file_knows_libtorch()
         for line in path.read_text().splitlines()
         if line.lstrip().startswith("#") and "include" in line
     }
-    knowing = {"module.h", "module.cpp", "module_rebuild.cpp"}
+    knowing = {"module.h", "module.cpp", "module_rebuild.cpp", "module_reorder.cpp"}
     assert {name for name, line in includes if "pybind11" in line or "module.h" in line} == knowing
     assert not {(name, line) for name, line in includes if any(s in line for s in ("torch/", "ATen/", "c10/"))}
 

@@ -111,8 +111,8 @@ class BSR(Layout):
             raise ArgumentError(expected("cover", "None, 'zeros' or 'train'", repr(cover)))
         if not isinstance(channels_last, bool):
             raise ArgumentTypeError(expected("channels_last", "True or False", channels_last))
-        inside = _to_blocks(torch.ones_like(check_mask(mask)), (r, c), channels_last)
-        blocked = _to_blocks(mask, (r, c), channels_last)
+        inside = to_blocks(torch.ones_like(check_mask(mask)), (r, c), channels_last)
+        blocked = to_blocks(mask, (r, c), channels_last)
         occupied = blocked.any(3).any(2)
         partial = occupied[:, :, None, None] & inside & ~blocked
         if cover is None and bool(partial.any()):
@@ -168,7 +168,7 @@ class BSR(Layout):
 
     def gather(self, dense: Tensor) -> Tensor:
         self.check_dense(dense)
-        values = _to_blocks(dense, self.block, self.channels_last)[self._block_positions()]
+        values = to_blocks(dense, self.block, self.channels_last)[self._block_positions()]
         return values * self.value_mask if self.value_mask.numel() else values
 
     def scatter(self, values: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ class BSR(Layout):
                 got = f"{tensor.dtype} {list(tensor.shape)} of other contents"
                 raise ArgumentError(expected(name, f"the int32 {list(right.shape)} of work_lists", got))
         ones = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        inside = _to_blocks(ones, self.block, self.channels_last)
+        inside = to_blocks(ones, self.block, self.channels_last)
         if self.value_mask.numel() == 0:
             live, right_live = inside[rows, cols].new_ones(self.values_shape), nblocks * r * c
         else:
@@ -252,7 +252,7 @@ def _transposed(
     return ccol, tap[perm] * (crow.numel() - 1) + row, perm
 
 
-def _to_blocks(dense: Tensor, block: tuple[int, int], channels_last: bool) -> Tensor:
+def to_blocks(dense: Tensor, block: tuple[int, int], channels_last: bool) -> Tensor:
     """Weight -> ``[block_rows, block_cols, r, c]``, zero beyond the edges."""
     matrix = tap_matrix(dense, block[1]) if channels_last and dense.dim() > 2 else matrix_view(dense)
     (rows, cols), (r, c) = matrix.shape, block
