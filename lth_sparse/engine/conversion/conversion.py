@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.conversion.layer import Clock, LayerConversion, remake_layer, stays
-from lth_sparse.engine.conversion.methods import TARGETS, Method
+from lth_sparse.engine.conversion.methods import BLOCKED, TARGETS, Method
+from lth_sparse.engine.conversion.order import fold_order
 from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
 from lth_sparse.engine.selection import matching
 from lth_sparse.engine.ticket import Ticket
@@ -57,6 +58,7 @@ def convert(
     sample_input: Any = None,
     layers: str | Iterable[str] | None = None,
     seed: int = 0,
+    only_gains: bool = True,
     budget: float = BUDGET,
     **options: Any,
 ) -> Conversion:
@@ -71,9 +73,10 @@ def convert(
         method: a name, a spelling such as ``"drop:16x16:zeros"``, or a :class:`Method`; what they do is at the head of
             :mod:`lth_sparse.engine.conversion.methods`.
         dense: theta_k of all weights, for methods that add some: the ticket of level 0, or a state dict.
-        model: the plain architecture. Without it there is no reordering through the layers, and nothing is removed.
-        sample_input: an input of the model; with it layers are timed and those without a gain stay as they are.
+        model, sample_input: the plain architecture and an input of it. With them channels are reordered through the
+            layers before blocks are made, and layers are timed: those without a gain stay as they are.
         layers: names or globs of the only layers to convert; all pruned ones by default.
+        only_gains: False converts layers whatever that gains, and times none.
         seed: of the reordering.
         budget: seconds for which each candidate of a layer is timed, pass by pass; up to four times that while the
             outcome is open.
@@ -86,34 +89,49 @@ def convert(
     asked = _method(method, options).for_target(target)
     reasons = _reasons(ticket, asked, layers)
     theta = dense_theta(ticket, dense, f"{asked.name!r} adds weights") if asked.adds else None
+    channels_last = target == "cuda" and asked.name in ("cover", "drop")
+    source, notes, fixed, permuted = ticket, [], {}, []
+    if asked.name in BLOCKED and asked.reorder:
+        if model is None or sample_input is None:
+            notes.append("channels stay in their order, as model and sample_input were not given")
+        else:
+            wanted = {name for name, reason in reasons.items() if not reason}
+            ordered = fold_order(
+                ticket, theta, asked, wanted, model, sample_input, channels_last=channels_last, seed=seed
+            )
+            source, theta, fixed = ordered.ticket, ordered.theta, ordered.notes
+            permuted = [ordered.groups[index].name for index in sorted(ordered.perms)]
     device, clock = device_of(target), None
-    if model is not None and sample_input is not None and device is not None:
+    if only_gains and model is not None and sample_input is not None and device is not None:
         clock = Clock(model, sample_input, device, budget)
-    trained = ticket.state_dict("trained")
-    masks, rows = dict(ticket.masks), []
+    trained = source.state_dict("trained")
+    masks, rows = dict(source.masks), []
     for name, reason in reasons.items():
-        mask, magnitude = ticket.masks[name], trained[name].abs()
+        mask, magnitude = source.masks[name], trained[name].abs()
         if reason:
             row, masks[name] = stays(name, mask, magnitude, reason)
         else:
             row, masks[name] = remake_layer(
                 name,
-                mask,
+                ticket.masks[name],
                 mask,
                 magnitude,
                 None if theta is None else theta[name],
                 asked,
-                channels_last=target == "cuda" and mask.dim() > 2 and asked.name in ("cover", "drop"),
+                channels_last=channels_last and mask.dim() > 2,
                 clock=clock,
             )
+            if row.converted and name in fixed:
+                row = dataclasses.replace(row, note=f"rows in their own order: {fixed[name]}")
         rows.append(row)
-    made = {
+    made: dict[str, Any] = {
         "method": asked.text,
         "target": target,
         "seed": seed,
         "layouts": {row.name: row.storage for row in rows if row.converted and row.layout != "csr"},
+        "permuted": permuted,
     }
-    return Conversion(remade_ticket(ticket, masks, theta, made, ticket.hash), asked, target, tuple(rows))
+    return Conversion(remade_ticket(source, masks, theta, made, ticket.hash), asked, target, tuple(rows), tuple(notes))
 
 
 def device_of(target: str) -> torch.device | None:

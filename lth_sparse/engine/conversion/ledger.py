@@ -169,10 +169,11 @@ class _Book:
     ) -> None:
         """A conversion; in full where no layer gains."""
         common: dict[str, Any] = {"method": method, "dense": dense, "model": self.model, "seed": seed}
-        made = convert(ticket, self.target, **common, sample_input=self.measured, budget=self.budget)
+        common |= {"sample_input": self.x, "budget": self.budget}
+        made = convert(ticket, self.target, **common)
         notes = list(made.notes)
         if not any(row.converted for row in made.layers):
-            made = convert(ticket, self.target, **common)
+            made = convert(ticket, self.target, **common, only_gains=False)
             notes += [*made.notes, "no layer gets faster; carried out on all layers nevertheless"]
         self.add(made.method.text, made.ticket, rows=made.layers, notes=tuple(notes), sample_input=self.measured)
 

@@ -7,6 +7,7 @@ its trained value is 0, what it was in the trained network, which therefore comp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from lth_sparse.engine.ticket import WEIGHTS, Ticket
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 
-__all__ = ["dense_theta", "remade_ticket"]
+__all__ = ["dense_theta", "remade_ticket", "with_tensors"]
 
 
 def dense_theta(ticket: Ticket, dense: Ticket | Mapping[str, Tensor] | None, why: str) -> dict[str, Tensor]:
@@ -69,22 +70,21 @@ def remade_ticket(
         conversion: how it was made.
         parent: hash of the ticket that was converted.
     """
-    states = {}
-    for weights in WEIGHTS:
-        state = ticket.state_dict(weights)
-        for name, mask in masks.items():
-            added = mask & ~ticket.masks[name]
-            if weights == "initial" and bool(added.any()):
-                assert theta is not None  # Method.adds has said so
-                state[name] = torch.where(added, theta[name], state[name])
-        states[weights] = {name: tensor for name, tensor in state.items() if name not in ticket.aliases}
-    return Ticket.of(
-        masks,
-        **states,
-        level=ticket.level,
-        control=ticket.control,
-        parent=parent,
-        aliases=ticket.aliases,
-        hyperparameters=ticket.hyperparameters,
-        conversion=dict(conversion),
-    )
+    states = {weights: ticket.state_dict(weights) for weights in WEIGHTS}
+    for name, mask in masks.items():
+        added = mask & ~ticket.masks[name]
+        if bool(added.any()):
+            assert theta is not None  # Method.adds has said so
+            states["initial"][name] = torch.where(added, theta[name], states["initial"][name])
+    made = with_tensors(ticket, masks, states)
+    return dataclasses.replace(made, parent=parent, conversion=dict(conversion), metrics={}, history=[])
+
+
+def with_tensors(ticket: Ticket, masks: Mapping[str, Tensor], states: Mapping[str, Mapping[str, Tensor]]) -> Ticket:
+    """The same ticket with other masks and dense tensors ("initial" and "trained", under all names)."""
+    own = {
+        weights: {name: tensor for name, tensor in state.items() if name not in ticket.aliases}
+        for weights, state in states.items()
+    }
+    made = Ticket.of(masks, own["initial"], own["trained"])
+    return dataclasses.replace(ticket, masks=made.masks, initial=made.initial, trained=made.trained)
