@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from lth_sparse.nn.base import SparseModule
+from lth_sparse.nn.channels import ChannelGroups, channel_groups, permute_channels_, permute_state
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.dynamic import update_entries_, update_mask_
 from lth_sparse.nn.feature_major import feature_major_
@@ -20,6 +21,7 @@ from lth_sparse.nn.stack import LinearStack, SparseLinearStack
 from lth_sparse.nn.tuning import tune
 
 __all__ = [
+    "ChannelGroups",
     "LayerPlan",
     "LayerReport",
     "LinearStack",
@@ -30,6 +32,7 @@ __all__ = [
     "SparseLinearStack",
     "SparseModule",
     "SparsifyReport",
+    "channel_groups",
     "dense_state_dict",
     "densify_",
     "feature_major_",
@@ -37,6 +40,8 @@ __all__ = [
     "fuse_activations_",
     "fuse_relu_",
     "masks_of",
+    "permute_channels_",
+    "permute_state",
     "plan",
     "sparse_modules",
     "sparsify_",

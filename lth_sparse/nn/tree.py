@@ -19,7 +19,7 @@ from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.layers import DENSE_CLASSES
 from lth_sparse.nn.reparam import dense_type, lost_hooks, parametrizations, refusal, weight_mask, weight_parameter
 
-__all__ = ["ModuleTree", "check_root", "current_mask", "qualified", "refusal_of", "weight_of"]
+__all__ = ["ModuleTree", "check_root", "current_mask", "extent", "qualified", "refusal_of", "weight_of"]
 
 
 def qualified(module_name: str, parameter: str) -> str:
@@ -127,11 +127,11 @@ class ModuleTree:
 
     def _refuse_overlap(self, weight: Parameter, argument: str) -> None:
         """A parameter over the same memory, such as ``Parameter(other.weight.t())``, would be cut loose in silence."""
-        begin, end = _extent(weight)
+        begin, end = extent(weight)
         for key, other in self.parameters.items():
             if other is weight or other.device != weight.device or torch.nn.parameter.is_lazy(other):
                 continue
-            low, high = _extent(other)
+            low, high = extent(other)
             if low < end and begin < high:
                 holder, name = self.holders[key][0]
                 self._refuse(argument, f"{qualified(self.names[id(holder)], name)} is a view of the same memory")
@@ -149,7 +149,7 @@ def _same_mask(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other if one is None or other is None else torch.equal(one, other)
 
 
-def _extent(tensor: Tensor) -> tuple[int, int]:
+def extent(tensor: Tensor) -> tuple[int, int]:
     """First byte and one past the last byte of the memory that the tensor spans; an empty range without memory."""
     if tensor.numel() == 0 or tensor.layout != torch.strided:
         return 0, 0

@@ -1,0 +1,15 @@
+"""Channels of a whole network: which belong together, how to permute them, and how to remove those that are dead.
+
+trace      a torch.fx trace that runs a sample alongside
+walk       node by node: labels of channels in, labels of channels out; rules in layers, functions, moves, merge
+coupling   statements about channels -> classes under one permutation
+groups     the public picture: groups, and the axes of the tensors that carry them
+permute    permutations in place, and of dicts of tensors
+"""
+
+from __future__ import annotations
+
+from lth_sparse.nn.channels.groups import ChannelGroups, Group, Member, channel_groups
+from lth_sparse.nn.channels.permute import permute_channels_, permute_state
+
+__all__ = ["ChannelGroups", "Group", "Member", "channel_groups", "permute_channels_", "permute_state"]
