@@ -168,7 +168,8 @@ def test_timing_leaves_a_layer_without_a_gain_as_it_is_and_says_what_it_measured
         if row.timings["converted"].training >= rival:
             assert not row.converted
             assert "no faster" in row.note
-        assert torch.equal(made.ticket.masks[row.name], ticket.masks[row.name]) or row.converted
+        if not row.converted:  # its channels may have moved with others'
+            assert int(made.ticket.masks[row.name].sum()) == int(ticket.masks[row.name].sum()) == row.live
 
 
 def test_for_a_gpu_that_is_not_there_masks_are_made_and_nothing_is_timed(

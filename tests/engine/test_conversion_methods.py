@@ -110,6 +110,9 @@ def test_by_default_dropping_leaves_as_many_weights_as_the_ticket_has(
     tile = block[0] * block[1]
     assert int(made.mask.sum()) == round(int(mask.sum()) / tile) * tile
     assert made.cover is None
+    grown = Method(name, block, growth=1.5).remake(mask, magnitude, None)
+    assert int(grown.mask.sum()) == round(1.5 * int(mask.sum()) / tile) * tile
+    assert not bool((made.mask & ~grown.mask).any())
 
 
 def test_padding_with_zeros_adds_no_weight(seed: int) -> None:
@@ -209,7 +212,11 @@ def test_two_of_four_is_filled_with_the_largest_theta_when_asked(seed: int) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["cover", "cover:4x4:theta", "drop:16x16:zeros", "vectors:8x1", "refill+", "2:4", "2:4:theta", "regroup"]
+    "text",
+    [
+        *("cover", "cover:4x4:theta", "drop:16x16:zeros", "vectors:8x1", "refill+", "2:4", "2:4:theta", "regroup"),
+        *("drop:4x4:unordered:least=3", "vectors:8x1:growth=1.5", "refill+:extra=0.1", "regroup:ratio=2"),
+    ],
 )
 def test_a_spelling_is_read_back(text: str) -> None:
     method = Method.parse(text)
@@ -234,6 +241,9 @@ def test_a_spelling_is_read_back(text: str) -> None:
         (lambda: Method("cover", density=0.5), ArgumentError, "density"),
         (lambda: Method("refill+", extra=1.0), ArgumentError, "extra"),
         (lambda: Method("regroup", ratio=0.0), ArgumentError, "ratio"),
+        (lambda: Method("drop", growth=-1.0), ArgumentError, "growth"),
+        (lambda: Method.parse("drop:least=1.5"), ArgumentError, "least"),
+        (lambda: Method.parse("drop:size=2"), ArgumentError, "method"),
     ],
 )
 def test_bad_options_name_themselves(make: object, error: type[Exception], word: str) -> None:

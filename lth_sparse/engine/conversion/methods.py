@@ -5,7 +5,7 @@ has and, where they differ, the one that its blocks store. Nothing here knows of
 
     cover     every live weight is kept: the blocks that hold one are stored, with zeros or with theta_k elsewhere
     drop      of these blocks only the ones that carry most: to a share of the magnitude, a number of live weights in
-              each, or a share of all blocks; by default as many weights as the ticket has
+              each, or a share of all blocks; by default blocks of as many weights as the ticket has
     vectors   the same with r x 1 columns: r neighbouring rows share each of their inputs
     refill    the k rows (filters) with the largest masked L1 norm, all their weights; k = live // columns, so that no
               layer grows (Chen et al. 2022, algorithm 1)
@@ -39,6 +39,8 @@ __all__ = ["METHODS", "Method", "Remade", "refilled_rows", "regrouped"]
 BLOCKS: dict[str, tuple[int, int]] = {"cpu": (4, 1), "cuda": (32, 32)}
 TARGETS = tuple(BLOCKS)
 PADDINGS = ("zeros", "theta")
+#: Options that are numbers.
+NUMBERS = ("magnitude", "least", "density", "growth", "extra", "ratio")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Remade:
 
 @dataclass(frozen=True)
 class Method:
-    """A method and its options; ``Method.parse("drop:16x16:zeros")`` reads the spelling of the command line.
+    """A method and its options; ``Method.parse("drop:16x16:growth=1.5")`` reads the spelling of the command line.
 
     Attributes:
         name: one of ``METHODS``.
@@ -69,6 +71,7 @@ class Method:
         magnitude: drop: keep the fewest blocks that hold this share of the layer's magnitude, sum |w|.
         least: drop: keep the blocks with so many live weights.
         density: drop: keep this share of all blocks, those of largest magnitude.
+        growth: drop, with none of these three: keep blocks of so many times the weights that the layer has.
         extra: refill+: share of the remaining rows that it keeps beyond refill's.
         ratio: regroup: a group has the fewest columns that, times 1 / ratio, exceed what each row loses.
         reorder: permute rows and columns first, see ``order.py``.
@@ -80,6 +83,7 @@ class Method:
     magnitude: float | None = None
     least: int | None = None
     density: float | None = None
+    growth: float = 1.0
     extra: float = 0.05
     ratio: float = 1.5
     reorder: bool = True
@@ -109,12 +113,15 @@ class Method:
             raise ArgumentError(expected("least", "a whole number of live weights, 1 or more", self.least))
         if not 0.0 <= _number("extra", self.extra) < 1.0:
             raise ArgumentError(expected("extra", "a share in [0, 1)", self.extra))
-        if not 0.0 < _number("ratio", self.ratio) < math.inf:
-            raise ArgumentError(expected("ratio", "a positive number", self.ratio))
+        for name in ("ratio", "growth"):
+            if not 0.0 < _number(name, getattr(self, name)) < math.inf:
+                raise ArgumentError(expected(name, "a positive number", getattr(self, name)))
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read ``name[:RxC][:zeros|theta][:unordered]``, such as ``"drop:16x16:zeros"``, ``"refill+"`` or ``"2:4"``.
+        """Read ``name[:RxC][:zeros|theta][:unordered][:number=...]``.
+
+        Such as ``"drop:16x16:zeros"``, ``"vectors:8x1:growth=1.5"``, ``"refill+:extra=0.1"`` or ``"2:4"``.
 
         Raises:
             ArgumentError, ArgumentTypeError: anything else.
@@ -131,8 +138,10 @@ class Method:
                 options["padding"] = word
             elif word == "unordered":
                 options["reorder"] = False
+            elif found := re.fullmatch(rf"({'|'.join(NUMBERS)})=(\d+|\d*\.\d+)", word):
+                options[found[1]] = int(found[2]) if found[1] == "least" and found[2].isdigit() else float(found[2])
             else:
-                what = "name[:RxC][:zeros or theta][:unordered], such as 'drop:16x16:zeros'"
+                what = "name[:RxC][:zeros or theta][:unordered][:number=...], such as 'drop:16x16:zeros:growth=1.5'"
                 raise ArgumentError(expected("method", what, repr(text)))
         return cls(name, **options)
 
@@ -142,16 +151,12 @@ class Method:
 
     @property
     def text(self) -> str:
-        """The spelling that :meth:`parse` reads; numbers that are not the defaults follow in brackets."""
+        """The spelling that :meth:`parse` reads."""
         words = [self.name] + ([f"{self.block[0]}x{self.block[1]}"] if self.block else [])
         words += [str(self.padding)] * (self.padding != self._usual) + ["unordered"] * (not self.reorder)
-        more = [
-            f"{field.name}={getattr(self, field.name):g}"
-            for field in dataclasses.fields(self)
-            if field.name in ("magnitude", "least", "density", "extra", "ratio")
-            and getattr(self, field.name) != field.default
-        ]
-        return ":".join(words) + (f" ({', '.join(more)})" if more else "")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {name: getattr(self, name) for name in NUMBERS}
+        return ":".join([*words, *(f"{name}={value:.12g}" for name, value in given.items() if value != defaults[name])])
 
     @property
     def adds(self) -> bool:
@@ -215,7 +220,7 @@ def _how_many(method: Method, tile: Granularity, mask: Tensor, live: Tensor, sor
         return min(occupied, math.ceil(method.density * live.numel()))
     assert tile.rows is not None
     assert tile.cols is not None
-    return min(occupied, max(1, round(int(mask.sum()) / (tile.rows * tile.cols))) if occupied else 0)
+    return min(occupied, max(1, round(method.growth * int(mask.sum()) / (tile.rows * tile.cols))) if occupied else 0)
 
 
 def _blocks(method: Method, mask: Tensor, stored: Tensor) -> Remade:

@@ -1,0 +1,106 @@
+"""Reordering before the methods with blocks: the network computes what it did, and blocks get fuller."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conversion_cases import dense_ticket, network, pruned_ticket
+from torch import Tensor, nn
+
+import lth_sparse as ls
+from lth_sparse.engine import Ticket
+from lth_sparse.engine.conversion import Method
+from lth_sparse.engine.conversion.order import fold_order
+from lth_sparse.nn.channels import permute_state
+
+
+@pytest.fixture
+def model(seed: int) -> nn.Module:
+    return network()
+
+
+@pytest.fixture
+def ticket(model: nn.Module) -> Ticket:
+    return pruned_ticket(model)
+
+
+@pytest.fixture
+def x(seed: int) -> Tensor:
+    return torch.randn(5, 3, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["cover:4x1", "cover:2x4", "cover:4x64", "cover:8x3"])
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_the_permuted_ticket_computes_the_same_function(
+    ticket: Ticket, model: nn.Module, x: Tensor, method: str, target: str
+) -> None:
+    made = ls.convert(ticket, target, method=method, model=model, sample_input=x, only_gains=False)
+    assert made.ticket.conversion["permuted"]
+    assert made.ticket.masks.nnz == ticket.masks.nnz
+    both = (ticket, made.ticket)
+    before, after = (one.apply(model, "trained", layout="csr").double().eval()(x.double()) for one in both)
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["cover:4x1", "cover:2x3", "cover:4x64"])
+def test_reordering_never_stores_more_than_the_order_that_was_there(
+    ticket: Ticket, model: nn.Module, x: Tensor, method: str
+) -> None:
+    common = {"model": model, "sample_input": x, "only_gains": False}
+    ordered = ls.convert(ticket, method=method, **common)
+    plain = ls.convert(ticket, method=f"{method}:unordered", **common)
+    assert plain.ticket.conversion["permuted"] == []
+    gain = sum(row.stored for row in plain.layers) - sum(row.stored for row in ordered.layers)
+    assert gain > 0 or (gain == 0 and method == "cover:4x64")  # so large a block is live in any order
+    for one, other in zip(ordered.layers, plain.layers, strict=True):
+        assert one.stored_before == other.stored_before == other.stored
+        assert one.before == other.before
+
+
+def test_hidden_blocks_are_found_again(seed: int) -> None:
+    model = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    rows, cols = torch.randperm(64), torch.randperm(64)
+    blocks = (torch.rand(16, 16) < 0.3).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    masks = {
+        "0.weight": torch.ones(64, 40, dtype=torch.bool),
+        "2.weight": blocks[rows][:, cols],
+        "4.weight": torch.ones(10, 64, dtype=torch.bool),
+    }
+    state = dict(model.state_dict())
+    ticket = Ticket.of(masks, state, state)
+    made = ls.convert(ticket, method="cover:4x4", model=model, sample_input=torch.randn(3, 40), only_gains=False)
+    assert made.layers[0].block_density_before < 0.5
+    assert made.layers[0].block_density > 0.9
+
+
+def test_added_weights_start_at_their_own_theta_wherever_they_went(ticket: Ticket, model: nn.Module, x: Tensor) -> None:
+    dense = dense_ticket(model)
+    made = ls.convert(ticket, method="vectors:4x1", dense=dense, model=model, sample_input=x, only_gains=False)
+    theta = dense.state_dict("initial")
+    names = set(ticket.masks)
+    method = Method.parse("vectors:4x1")
+    ordered = fold_order(ticket, theta, method, names, model, x, channels_last=False, seed=0)
+    assert ordered.perms
+    moved = permute_state(theta, ordered.groups, ordered.perms)
+    for name, mask in made.ticket.masks.items():
+        assert torch.equal(made.ticket.state_dict("initial")[name][mask], moved[name][mask])
+    rest = permute_state(ticket.state_dict("initial"), ordered.groups, ordered.perms)
+    for name in set(ticket.initial) - names:
+        assert torch.equal(made.ticket.initial[name], rest[name])
+
+
+def test_rows_that_cannot_move_say_why(ticket: Ticket, model: nn.Module, x: Tensor) -> None:
+    made = ls.convert(ticket, method="cover:4x1", model=model, sample_input=x, only_gains=False)
+    assert "output" in made.layers[-1].note
+    assert made.layers[0].note == ""
+
+
+def test_without_the_network_the_order_stays_and_that_is_said(ticket: Ticket) -> None:
+    made = ls.convert(ticket, method="cover:4x1")
+    assert "stay in their order" in made.notes[0]
+    assert made.ticket.conversion["permuted"] == []
+
+
+def test_reordering_is_deterministic(ticket: Ticket, model: nn.Module, x: Tensor) -> None:
+    common = {"method": "cover:4x4", "model": model, "sample_input": x, "only_gains": False}
+    assert ls.convert(ticket, **common).ticket.hash == ls.convert(ticket, **common).ticket.hash
