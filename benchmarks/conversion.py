@@ -1,7 +1,7 @@
 """From mask to blocks on a network of the paper: tickets at 95% sparsity, the ledger of every method, over seeds.
 
     python -m lth_sparse.benchmarks.conversion lenet --output runs/blocks-lenet
-    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6 --seeds 2
+    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6 --seeds 2 --threads 2 --prunings 2
 
 For each seed: the search for an unstructured ticket with at most 5% of the weights; the same search with 4x1 vectors,
 and with 16x16 blocks, pruned as a whole (block-aware pruning is a method too, which only a search can carry out); then
@@ -47,7 +47,7 @@ class Settings:
 
     Attributes:
         iterations: of each training; retrainings take as many.
-        aware: also search with whole blocks.
+        aware: also search with whole blocks. prunings: of the paper's that each level of a search does at once.
         methods: None for the standard ones.
         seconds: for which each network is timed, pass by pass.
     """
@@ -58,12 +58,15 @@ class Settings:
     iterations: int | None = None
     threads: int = 1
     aware: bool = True
+    prunings: int = 1
     methods: tuple[str, ...] | None = None
     seconds: float = 2.0
 
     def preset(self) -> Preset:
         """The quick budget on digits."""
         preset = PRESETS[self.network].quick()
+        rates = {name: 1.0 - (1.0 - rate) ** self.prunings for name, rate in preset.rates.items()}
+        preset = dataclasses.replace(preset, rates=rates)
         if self.iterations is None:
             return preset
         every = min(preset.evaluate_every, self.iterations)
@@ -268,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, help="of each training; the quick preset's by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", help="with commas; the standard ones by default")
+    parser.add_argument("--prunings", type=int, default=1, help="of the paper's, that each level does at once")
     parser.add_argument("--no-aware", action="store_true", help="leave out the searches with whole blocks")
     parser.add_argument("--seconds", type=float, default=2.0, help="for which each network is timed")
     given = parser.parse_args(arguments)
@@ -279,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.iterations,
             given.threads,
             not given.no_aware,
+            given.prunings,
             None if given.methods is None else tuple(given.methods.split(",")),
             given.seconds,
         )
