@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lth_sparse.formats import BSR, CSR, Dense, Layout
+from lth_sparse.formats import BSR, CSR, Dense, Layout, Reordered, Reordering
+
+
+def shuffled(mask: Tensor, block: tuple[int, int], channels_last: bool = False) -> Reordered:
+    """A reordered layout in any order of rows and columns, not a good one."""
+    generator = torch.Generator().manual_seed(len(mask))
+    rows, cols = (torch.randperm(size, generator=generator).to(mask.device) for size in mask.shape[:2])
+    return Reordered.from_mask(mask, block, "zeros", channels_last, Reordering(rows, cols, block, 0, 0, channels_last))
+
 
 LAYOUT_MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "csr": CSR.from_mask,
@@ -16,6 +24,7 @@ LAYOUT_MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "bsr_vector": lambda mask: BSR.from_mask(mask, (4, 1), "zeros"),
     "bsr_channels_last": lambda mask: BSR.from_mask(mask, (4, 3), "zeros", channels_last=True),
     "bsr_wide": lambda mask: BSR.from_mask(mask, (8, 8), "zeros"),
+    "reordered": lambda mask: shuffled(mask, (4, 3)),
     "dense": Dense.from_mask,
 }
 

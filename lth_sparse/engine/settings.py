@@ -15,7 +15,7 @@ from lth_sparse.engine.rewinding import Rewind
 from lth_sparse.engine.scope import SCOPES
 from lth_sparse.engine.stability import CANDIDATES
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import LAYOUTS
+from lth_sparse.formats import BLOCKED, LAYOUTS
 from lth_sparse.nn.convert import check_break_even
 
 __all__ = ["Settings"]
@@ -87,9 +87,9 @@ class Settings:
         self._check_rewind()
         _one_of("scope", self.scope, SCOPES)
         _one_of("layout", self.layout, ("auto", *LAYOUTS))
-        if self.layout == "bsr" and self.block is None:
-            what = "'auto', 'csr' or 'dense', or granularity='block:RxC' with 'bsr'"
-            raise ArgumentError(expected("layout", what, f"'bsr' with granularity={self.granularity!r}"))
+        if self.layout in BLOCKED and self.block is None:
+            what = f"'auto', 'csr' or 'dense', or granularity='block:RxC' with {self.layout!r}"
+            raise ArgumentError(expected("layout", what, f"{self.layout!r} with granularity={self.granularity!r}"))
         if self.layout == "2:4" and self.granularity != "2:4":
             what = "'auto', 'csr' or 'dense', or granularity='2:4' with '2:4'"
             raise ArgumentError(expected("layout", what, f"'2:4' with granularity={self.granularity!r}"))
@@ -125,7 +125,7 @@ class Settings:
     @property
     def block(self) -> tuple[int, int] | None:
         """The block in which sparse layers may be stored: that of the granularity."""
-        return Granularity.parse(self.granularity).block if self.layout in ("auto", "bsr") else None
+        return Granularity.parse(self.granularity).block if self.layout in ("auto", *BLOCKED) else None
 
     def layout_for(self, masks: Mapping[str, Tensor]) -> str:
         """The layout of a level: that asked for, but dense where single weights on the way to 2:4 are not there yet."""

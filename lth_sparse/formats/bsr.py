@@ -140,6 +140,10 @@ class BSR(Layout):
         live = int(flags.sum()) if flags.numel() else index[1].shape[0] * self.block[0] * self.block[1]
         return BSR(self.shape, *index, block=self.block, live=live, channels_last=self.channels_last)
 
+    def with_mask(self, mask: Tensor) -> BSR:
+        """Layout of another mask of this shape, in blocks as these; what is pruned inside kept ones stays pruned."""
+        return BSR.from_mask(mask, self.block, "zeros", self.channels_last)
+
     @property
     def nnz(self) -> int:
         return self.live

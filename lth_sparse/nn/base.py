@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import CSR, Layout, make_layout
+from lth_sparse.formats import CSR, Layout, Reordering, make_layout
 from lth_sparse.formats.layout import check_mask
 from lth_sparse.nn.reparam import dense_type, dense_weight, refusal, weight_mask, weight_parameter
 
@@ -42,7 +42,7 @@ class SparseModule(nn.Module):
         values: share this parameter instead of reading a new one from ``module`` (tied weights).
 
     Attributes:
-        values: Parameter ``[nnz]`` (CSR, dense), ``[nblocks, r, c]`` (BSR) or ``[rows, cols / 2]`` (2:4).
+        values: Parameter ``[nnz]`` (CSR, dense), ``[nblocks, r, c]`` (BSR, reordered) or ``[rows, cols / 2]`` (2:4).
         bias: Parameter ``[out]`` or None. A bias is never pruned.
         activation: ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"`` when the layer computes the activation behind
             it as well, see :func:`lth_sparse.nn.fuse_activations_`; else None. Its dense form is without.
@@ -64,6 +64,10 @@ class SparseModule(nn.Module):
 
     def __init__(self, module: nn.Module, layout: Layout, values: Parameter | None = None) -> None:
         super().__init__()
+        if layout.kind == "reordered" and getattr(module, "groups", 1) > 1:
+            raise ArgumentError(
+                expected("layout", "one that keeps a grouped convolution's channels in their groups", "'reordered'")
+            )
         for name in self.GEOMETRY:
             setattr(self, name, getattr(module, name))
         if values is None:
@@ -93,7 +97,7 @@ class SparseModule(nn.Module):
         Args:
             module: a dense layer of exactly the matching class. A mask that torch's pruning tools put on it is
             honoured. mask: bool, shape of the weight, True where a weight is kept. Moved to the weight's device.
-            layout: ``"csr"``, ``"bsr"``, ``"dense"`` or ``"2:4"``.
+            layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"`` or ``"reordered"``.
             block, cover, channels_last: see :func:`lth_sparse.formats.make_layout`.
 
         Raises:
@@ -281,9 +285,10 @@ def build_layout(
     block: tuple[int, int] | None = None,
     cover: str | None = None,
     channels_last: bool = False,
+    order: Reordering | None = None,
 ) -> Layout:
     """Layout of ``mask`` as a layer stores it."""
-    return as_stored(make_layout(kind, mask, block=block, cover=cover, channels_last=channels_last))
+    return as_stored(make_layout(kind, mask, block=block, cover=cover, channels_last=channels_last, order=order))
 
 
 def as_stored(layout: Layout) -> Layout:

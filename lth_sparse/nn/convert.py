@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import LAYOUTS, Layout
+from lth_sparse.formats import BLOCKED, BSR, LAYOUTS, Layout
 from lth_sparse.nn.base import DENSE_STATE, SparseModule, build_layout
 from lth_sparse.nn.layers import DENSE_CLASSES
 from lth_sparse.nn.masks import Request, Skipped, check_model, discover, requests_for, sparse_modules
@@ -55,11 +55,14 @@ def sparsify_(
         masks: ``{parameter name: bool tensor}`` or a :class:`lth_sparse.Mask`, True where a weight is kept. By default
             they are found in the model, see :func:`lth_sparse.nn.find_masks`. A layer that is sparse already takes a
             further mask that keeps a subset of its weights.
-        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``, or ``"auto"``: the fastest of the first three for each
-            layer, ``"dense"`` where a sparse layout would lose. ``"2:4"`` speeds up linear layers on some GPUs, see
-            :mod:`lth_sparse.ops.cuda_semi`; the masks keep at most two of every four weights, see
-            :meth:`lth_sparse.formats.SemiStructured.from_mask`.
-        block: ``(rows, cols)`` for ``"bsr"``; with ``"auto"``, BSR in that block is tried where the mask allows it.
+        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``, ``"reordered"``, or ``"auto"``: the fastest of the first
+            three for each layer, ``"dense"`` where a sparse layout would lose; with ``sample_input`` also column
+            vectors (BSR in 4x1) and ``"reordered"``, where the mask may have full blocks. ``"reordered"`` is BSR with
+            rows and columns in an order that makes its blocks few, see :class:`lth_sparse.formats.Reordered`. ``"2:4"``
+            speeds up linear layers on some GPUs, see :mod:`lth_sparse.ops.cuda_semi`; the masks keep at most two of
+            every four weights, see :meth:`lth_sparse.formats.SemiStructured.from_mask`.
+        block: ``(rows, cols)`` for ``"bsr"`` and ``"reordered"``; with ``"auto"``, BSR in that block is tried where the
+            mask allows it.
         channels_last: cut the blocks of convolutions from the weight in channels_last memory order, so that each lies
             at one kernel position: block-sparse convolutions on GPUs are made for it, and for channels_last
             activations, whose format they keep. There is no kernel for it on CPUs. Linear layers are the same either
@@ -96,7 +99,7 @@ def sparsify_(
     replacements: list[tuple[nn.Module, SparseModule]] = []
     for request in requests:
         choice = _choose(request, layout, block, cover, channels_last, samples, measure, evens.get(request.name))
-        converted = _convert(request, _layout(request, choice.kind, choice.block, cover, channels_last))
+        converted = _convert(request, _layout(request, choice, cover, channels_last))
         replacements += zip(request.modules, converted, strict=True)
         rows.append(_row(tree, request, converted[0], choice))
     for old, new in replacements:
@@ -220,6 +223,7 @@ def _choose(
         kinds=kinds,
         break_even=even,
         channels_last=channels_last and "bsr" in kinds,
+        search=layout == "auto",
     )
     if layout != "auto":  # the user's word stands, whatever the plan would rather have
         measured = (choice.speedup_forward, choice.speedup_backward) if choice.kind == layout else (None, None)
@@ -236,13 +240,14 @@ def _fits_blocks(mask: Tensor, block: tuple[int, int], cover: str | None, channe
     return True
 
 
-def _layout(
-    request: Request, kind: str, block: tuple[int, int] | None, cover: str | None, channels_last: bool
-) -> Layout:
-    """Layout of the chosen kind; the other arguments speak of BSR only."""
-    bsr: dict[str, Any] = {"block": block, "cover": cover, "channels_last": channels_last}
+def _layout(request: Request, choice: plan.Choice, cover: str | None, channels_last: bool) -> Layout:
+    """Layout of the chosen kind; the other arguments speak of layouts in blocks only."""
+    blocked: dict[str, Any] = {"block": choice.block, "cover": cover, "channels_last": channels_last}
+    if choice.searched:  # as it was timed
+        blocked |= {"cover": "zeros", "channels_last": False}
     try:
-        return build_layout(kind, request.mask, **(bsr if kind == "bsr" else {}))
+        options = blocked if choice.kind in BLOCKED else {}
+        return build_layout(choice.kind, request.mask, **options, order=choice.order)
     except ArgumentError as error:  # which of the masks
         raise ArgumentError(f"{request.name}: {error}") from error
 
@@ -277,7 +282,7 @@ def _row(tree: ModuleTree, request: Request, module: SparseModule, choice: plan.
         density=layout.density,
         nnz=layout.nnz,
         layout=layout.kind,
-        block=choice.block if layout.kind == "bsr" else None,
+        block=layout.block if isinstance(layout, BSR) else None,
         channels_last=layout.channels_last,
         backend=backend_of(
             layout.kind,

@@ -216,7 +216,7 @@ def _sharing(module: SparseModule | Iterable[SparseModule]) -> list[SparseModule
 
 def _blocks_of(like: BSR, mask: Tensor) -> BSR:
     """Layout of ``mask`` in blocks as those of ``like``."""
-    return BSR.from_mask(mask, like.block, "zeros", like.channels_last)
+    return like.with_mask(mask)
 
 
 def _change(

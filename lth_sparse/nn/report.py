@@ -35,8 +35,9 @@ class LayerReport:
         shape: shape of the dense weight.
         density: share of the weights that are kept.
         nnz: number of weights that are kept.
-        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``; ``"unchanged"`` for a layer that was left as it is.
-        block: ``(rows, cols)`` of a block, for BSR.
+        layout: ``"csr"``, ``"bsr"``, ``"dense"``, ``"2:4"``, ``"reordered"``; ``"unchanged"`` for a layer that was left
+            as it is.
+        block: ``(rows, cols)`` of a block, for BSR and reordered BSR.
         backend: what runs it, see :func:`lth_sparse.ops.backend_of`.
         bytes_dense: bytes of the dense weight.
         bytes_sparse: bytes of the compact values and of all index tensors.

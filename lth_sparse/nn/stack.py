@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import BSR, Layout
+from lth_sparse.formats import BSR, Layout, Reordered
 from lth_sparse.nn.base import SparseModule, build_layout
 from lth_sparse.nn.fused import fused
 from lth_sparse.nn.layers import SparseLinear
@@ -173,6 +173,8 @@ def _traits(layer: SparseLinear) -> dict[str, Any]:
 
 def _layout_like(layout: Layout, mask: Tensor) -> Layout:
     """The layout of ``mask`` of the kind, and with the blocks, of ``layout``."""
+    if isinstance(layout, Reordered):
+        raise ArgumentError(expected("layers", "ones that keep the order of their rows", f"layout {layout.kind!r}"))
     if isinstance(layout, BSR):
         return build_layout("bsr", mask, block=layout.block, cover="zeros")
     return build_layout(layout.kind, mask)

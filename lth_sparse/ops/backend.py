@@ -120,6 +120,7 @@ def backend_of(
     bfloat16 on the CPU, whose kernels are for inference, and for ``"2:4"``, whose gradients are dense products.
     """
     place = torch.device(device).type
+    kind = "bsr" if kind == "reordered" else kind  # an index around the same kernels
     if kind == "dense":
         bitmap = dims == 2 and not gradients and tokens is not None and has_bitmap_kernel(place, dtype, tokens)
         return "cuda-triton" if bitmap else "torch"

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
-from lth_sparse.formats import BSR, Layout
+from lth_sparse.formats import BSR, Layout, Reordered
 from lth_sparse.ops import autograd
 from lth_sparse.ops.backend import FORWARD_DTYPES, has_bitmap_kernel
 from lth_sparse.ops.library import autocasts
+from lth_sparse.ops.permute import permute
 from lth_sparse.ops.reference import ACTIVATIONS, activate
 from lth_sparse.ops.schemas import conv_output_size
 from lth_sparse.ops.strides import batch_major, feature_major
@@ -63,11 +64,27 @@ def linear(
             y = autograd.linear_bitmap(x.reshape(-1, cols), values, bias, layout.shape, layout.index, name)
             return y.view(*size[:-1], layout.rows)
         return activate(F.linear(x, autograd.expand(values, layout.index, layout.shape), bias), name)
-    if len(size) == 2:
-        return autograd.linear(x, values, bias, layout.kind, layout.shape, layout.index, name)
-    flat = x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
-    y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, name)
-    return y.view(*size[:-1], layout.rows)
+    flat = x if len(size) == 2 else x.reshape(-1, cols) if cols else x.reshape(size[:-1].numel(), 0)
+    if layout.kind == "reordered":
+        flat, bias, kind, index = _inside(flat, bias, layout)
+        y = _outside(autograd.linear(flat, values, bias, kind, layout.shape, index, name), layout)
+    else:
+        y = autograd.linear(flat, values, bias, layout.kind, layout.shape, layout.index, name)
+    return y if len(size) == 2 else y.view(*size[:-1], layout.rows)
+
+
+def _inside(x: Tensor, bias: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None, str, tuple[Tensor, ...]]:
+    """What the operators of a reordered layout's blocks take: x and bias in its order, kind and index."""
+    assert isinstance(layout, Reordered)
+    if bias is not None:
+        bias = permute(bias.unsqueeze(0), layout.row_order, layout.row_place).squeeze(0)
+    return permute(x, layout.col_order, layout.col_place), bias, BSR.kind, layout.index[: len(BSR.INDEX_NAMES)]
+
+
+def _outside(y: Tensor, layout: Layout) -> Tensor:
+    """What they returned, in the order of the layer's outputs."""
+    assert isinstance(layout, Reordered)
+    return permute(y, layout.row_place, layout.row_order)
 
 
 def _decodes(x: Tensor, values: Tensor, layout: Layout, bias: Tensor | None) -> bool:
@@ -202,6 +219,8 @@ def check_stack(layout: Layout, groups: int) -> None:
     rows = layout.rows
     if type(groups) is not int or groups < 1 or rows % groups:
         raise ArgumentError(expected("groups", f"a positive int that divides the {rows} rows of W", groups))
+    if isinstance(layout, Reordered):
+        raise ArgumentError(expected("layout", "one that keeps the rows of each layer together", repr(layout.kind)))
     if isinstance(layout, BSR) and groups > 1 and rows // groups % layout.block[0]:
         what = f"blocks whose rows divide the {rows // groups} rows of each of the {groups} layers"
         raise ArgumentError(expected("layout", what, f"blocks of {layout.block[0]}x{layout.block[1]}"))
@@ -252,17 +271,25 @@ def _conv(
         weight = autograd.expand(values, layout.index, layout.shape)
         dense = F.conv2d if spatial == 2 else F.conv1d
         y = activate(dense(batched, weight, bias, strides, symmetric, dilations, groups), name)
-    elif spatial == 2:
-        y = autograd.conv2d(
-            batched, values, bias, layout.kind, layout.shape, layout.index, strides, symmetric, dilations, groups, name,
-            layout.channels_last,
-        )  # fmt: skip
-    else:  # one row of pixels
-        shape = (rows, channels, 1, *kernel)
-        y = autograd.conv2d(
-            batched.unsqueeze(2), values, bias, layout.kind, shape, layout.index,
-            (1, *strides), (0, *symmetric), (1, *dilations), groups, name, layout.channels_last,
-        ).squeeze(2)  # fmt: skip
+    else:
+        kind, index = layout.kind, layout.index
+        if kind == "reordered":
+            if groups > 1:
+                raise ArgumentError(expected("groups", "1 with a reordered layout, which mixes channels", groups))
+            batched, bias, kind, index = _inside(batched, bias, layout)
+        if spatial == 2:
+            y = autograd.conv2d(
+                batched, values, bias, kind, layout.shape, index, strides, symmetric, dilations, groups, name,
+                layout.channels_last,
+            )  # fmt: skip
+        else:  # one row of pixels
+            shape = (rows, channels, 1, *kernel)
+            y = autograd.conv2d(
+                batched.unsqueeze(2), values, bias, kind, shape, index,
+                (1, *strides), (0, *symmetric), (1, *dilations), groups, name, layout.channels_last,
+            ).squeeze(2)  # fmt: skip
+        if layout.kind == "reordered":
+            y = _outside(y, layout)
     return y if x.dim() == 2 + spatial else y.squeeze(0)
 
 

@@ -21,13 +21,14 @@ from typing import Any
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, expected
-from lth_sparse.formats import LAYOUTS, Layout, make_layout
-from lth_sparse.formats.layout import matrix_view
+from lth_sparse.formats import BLOCKED, BSR, LAYOUTS, Layout, Reordered, Reordering, make_layout
 from lth_sparse.ops import cost
 from lth_sparse.ops.backend import backend_of, is_pointwise
+from lth_sparse.ops.candidates import block_candidates
 from lth_sparse.ops.gpu_limits import gpu_break_even
 from lth_sparse.ops.measure import MASKED, TORCH, Timing, measure
 from lth_sparse.ops.plan_cache import PlanCache
+from lth_sparse.ops.plan_keys import order_of, pattern, signature, stored_values
 
 __all__ = [
     "Choice",
@@ -60,22 +61,21 @@ TIE, MODEL_TIE = 0.02, 0.2
 #: Slower than masked dense by more than this, the choice says so.
 TOLERANCE = 0.03
 
-#: Measurements of densities within this share of each other count as one.
-BUCKET = 0.02
-
 
 @dataclass(frozen=True)
 class Choice:
     """The layout chosen for a layer and why.
 
     Attributes:
-        kind: ``"csr"``, ``"bsr"`` or ``"dense"``; ``"2:4"`` only where it was asked for.
-        block: block of a BSR layout, else None.
+        kind: ``"csr"``, ``"bsr"``, ``"reordered"`` or ``"dense"``; ``"2:4"`` only where it was asked for.
+        block: of a layout in blocks, else None.
         speedup_forward: dense torch's forward time over ours; None when not measured.
         speedup_backward: the same for all gradients together.
         note: one short reason.
         over_masked: our training step's time over that of dense torch with ``weight * mask`` in each call; None when
             not measured.
+        order: of rows and columns, for ``"reordered"``.
+        searched: the blocks are ones that ``search`` found, with pruned weights kept as padding.
     """
 
     kind: str
@@ -84,6 +84,8 @@ class Choice:
     speedup_backward: float | None
     note: str
     over_masked: float | None = None
+    order: Reordering | None = None
+    searched: bool = False
 
 
 def choose_layout(
@@ -99,6 +101,7 @@ def choose_layout(
     kinds: tuple[str, ...] = ("csr", "dense"),
     break_even: float | None = None,
     channels_last: bool = False,
+    search: bool = False,
 ) -> Choice:
     """Choose the layout for one layer.
 
@@ -116,6 +119,8 @@ def choose_layout(
         kinds: layouts to choose from.
         break_even: density up to which a sparse layout is taken where neither sample nor shape is given.
         channels_last: the blocks are those of a channels_last weight.
+        search: with ``sample``, time other blocks as well where the mask may have full ones: column vectors, and
+            blocks after reordering (:mod:`lth_sparse.ops.candidates`).
     """
     for kind in kinds:
         if kind not in LAYOUTS:
@@ -133,6 +138,8 @@ def choose_layout(
         return Choice("dense", None, None, None, note)
     layouts = {kind: layout_of(kind, mask, block, channels_last) for kind in (*fast, "dense") if kind in kinds}
     if sample is not None:
+        extra = block_candidates(mask, groups) if search and _backend("bsr", weight, False) != "reference" else {}
+        layouts |= {name: layout for name, layout in extra.items() if not _alike(layout, layouts.get("bsr"))}
         return _by_sample(weight, mask, layouts, bias, sample, input_gradient, conv, block)
     if weight.device.type == "cuda":
         return _by_limits(weight, layouts, block, break_even)
@@ -151,15 +158,10 @@ def fast_kinds(
 
 def layout_of(kind: str, mask: Tensor, block: tuple[int, int] | None, channels_last: bool = False) -> Layout:
     """The layout as a layer would store it."""
-    if kind == "bsr":
+    if kind in BLOCKED:
         return make_layout(kind, mask, block=block, cover="zeros", channels_last=channels_last)
     layout = make_layout(kind, mask)
     return layout.narrow() if kind == "csr" and mask.device.type == "cpu" else layout  # type: ignore[attr-defined]
-
-
-def _stored(layout: Layout) -> int:
-    """Values that are multiplied: padding counts, and the dense layout multiplies all."""
-    return layout.numel if layout.kind == "dense" else math.prod(layout.values_shape)
 
 
 def _break_even(kind: str, weight: Tensor) -> float:
@@ -174,10 +176,10 @@ def _by_density(
     sparse = []
     for kind in layouts:
         most = (_break_even(kind, weight) if break_even is None else break_even) * weight.numel()
-        if kind != "dense" and _stored(layouts[kind]) <= most:
+        if kind != "dense" and stored_values(layouts[kind]) <= most:
             sparse.append(kind)
     if "bsr" in sparse and "csr" in sparse and block is not None:
-        padded = _stored(layouts["bsr"]) > MOST_PADDING * _stored(layouts["csr"])
+        padded = stored_values(layouts["bsr"]) > MOST_PADDING * stored_values(layouts["csr"])
         sparse.remove("bsr" if padded or block[0] < LEAST_ROWS else "csr")
     kind = sparse[0] if sparse else "dense"
     how = "by density, not measured" if break_even is None else f"by density, break-even at {break_even:.0%}"
@@ -195,7 +197,7 @@ def _by_limits(
         return Choice(kind, block if kind == "bsr" else None, None, None, "not measured on this GPU")
     if "bsr" in layouts and block is not None:
         even = gpu_break_even(weight, block)
-        if _stored(layouts["bsr"]) < even * weight.numel():
+        if stored_values(layouts["bsr"]) < even * weight.numel():
             return Choice("bsr", block, None, None, f"by limits derived for GPUs (density {even:g}), not measured")
     return Choice(
         "dense", None, None, None, "not measured on this GPU, and no derived limit clearly allows a sparse one"
@@ -213,21 +215,39 @@ def _by_sample(
     block: tuple[int, int] | None,
 ) -> Choice:
     key = signature(weight, sample.shape, conv, block, bias is not None, input_gradient, sample)
-    key += " " + "+".join(f"{kind}:{_backend(kind, weight, layout.channels_last)}" for kind, layout in layouts.items())
-    key += _pattern(mask, layouts) + _order("bsr" in layouts and layouts["bsr"].channels_last)
+    key += " " + "+".join(
+        f"{name}:{_backend(layout.kind, weight, layout.channels_last)}" for name, layout in layouts.items()
+    )
+    key += pattern(mask, layouts) + order_of("bsr" in layouts and layouts["bsr"].channels_last)
 
     def run() -> dict[str, Timing]:
         return measure(weight, layouts, sample, bias, conv, mask=mask, input_gradient=input_gradient)
 
     timings = remembered(PlanCache.of(weight.device), key, (TORCH, MASKED, *layouts), run)
-    best = _fastest(timings, layouts, TIE)
-    dense, masked, chosen = timings[TORCH], timings[MASKED], timings[best]
+    best = _fastest(timings, [name for name in layouts if name in LAYOUTS], TIE)
     note = "measured" if best != "dense" or len(layouts) == 1 else "measured: no kernel beats dense here"
+    if searched := [name for name in layouts if name not in LAYOUTS]:
+        other = min(searched, key=lambda name: timings[name].training)
+        gain = timings[best].training / timings[other].training
+        if 1.0 - 1.0 / gain > max(TIE, _doubt(timings[other], timings[best])):
+            note, best = f"measured, {gain:.2f}x {best}", other
+    dense, masked, chosen = timings[TORCH], timings[MASKED], timings[best]
     over = chosen.training / masked.training
     if over > 1.0 + TOLERANCE:
         note += f", {100 * (over - 1):.0f}% over masked dense"
     ratios = (dense.forward / chosen.forward, dense.backward / chosen.backward if chosen.backward else None)
-    return Choice(best, block if best == "bsr" else None, *ratios, note, over)
+    layout = layouts[best]
+    order = layout.order if isinstance(layout, Reordered) else None
+    return Choice(
+        layout.kind, layout.block if isinstance(layout, BSR) else None, *ratios, note, over, order, best not in LAYOUTS
+    )
+
+
+def _alike(layout: Layout, other: Layout | None) -> bool:
+    """Whether both are BSR in the same blocks."""
+    return (
+        isinstance(other, BSR) and isinstance(layout, BSR) and (layout.kind, layout.block) == (other.kind, other.block)
+    )
 
 
 def _by_model(
@@ -238,7 +258,7 @@ def _by_model(
     conv: Mapping[str, Any] | None,
     block: tuple[int, int] | None,
 ) -> Choice:
-    stored = {kind: _stored(layout) for kind, layout in layouts.items()}
+    stored = {kind: stored_values(layout) for kind, layout in layouts.items()}
     order = "bsr" in layouts and layouts["bsr"].channels_last
     timings = predict(weight, stored, input_shape, conv, block, input_gradient, order)
     best = _fastest(timings, layouts, MODEL_TIE)
@@ -250,45 +270,14 @@ def _fastest(timings: Mapping[str, Timing], kinds: Iterable[str], tie: float) ->
     best = min(kinds, key=lambda kind: timings[kind].training)
     if "dense" not in kinds or best == "dense":
         return best
-    doubt = 2.0 * math.hypot(timings[best].noise, timings["dense"].noise)
+    doubt = _doubt(timings[best], timings["dense"])
     gain = 1.0 - timings[best].training / timings["dense"].training
     return best if gain > max(tie, doubt) else "dense"
 
 
-def signature(
-    weight: Tensor,
-    input_shape: Sequence[int],
-    conv: Mapping[str, Any] | None,
-    block: tuple[int, int] | None,
-    bias: bool,
-    input_gradient: bool,
-    sample: Tensor | None = None,
-) -> str:
-    """One line that says all that the time of a layer depends on but its mask, layout and environment."""
-    words = ["linear" if weight.dim() == 2 else f"conv{weight.dim() - 2}d", "x".join(map(str, weight.shape))]
-    words += ["on", "x".join(map(str, input_shape)), str(weight.dtype).removeprefix("torch.")]
-    if conv is not None:
-        words += [f"{name}={conv[name]}".replace(" ", "") for name in sorted(conv)]
-    if sample is not None and not sample.is_contiguous():
-        words.append(f"strides={'x'.join(map(str, sample.stride()))}")
-    words += ["bias"] * bias + ["no-input-gradient"] * (not input_gradient)
-    return " ".join(words + ([f"block={block[0]}x{block[1]}"] if block else []))
-
-
-def _pattern(mask: Tensor, layouts: Mapping[str, Layout]) -> str:
-    """What of a mask the time depends on, coarsely: how much is stored, and in how many of its rows and columns."""
-    matrix = matrix_view(mask)
-    used = [float(matrix.any(axis).float().mean()) if matrix.numel() else 0.0 for axis in (1, 0)]
-    shares = [_stored(layout) / max(layout.numel, 1) for layout in layouts.values() if layout.kind != "dense"]
-    shares += [float(mask.sum()) / max(mask.numel(), 1)]
-    buckets = [round(math.log(share) / BUCKET) if share > 0 else None for share in shares]
-    densities = "/".join("0" if bucket is None else f"{math.exp(bucket * BUCKET):.4f}" for bucket in buckets)
-    return f" density={densities} rows={used[0]:.1f} columns={used[1]:.1f}"
-
-
-def _order(channels_last: bool) -> str:
-    """Of blocks, in a key of the cache; nothing for the order of a contiguous weight."""
-    return " channels_last" if channels_last else ""
+def _doubt(one: Timing, other: Timing) -> float:
+    """By what share of their time two steps may seem to differ by chance."""
+    return 2.0 * math.hypot(one.noise, other.noise)
 
 
 def _backend(kind: str, weight: Tensor, channels_last: bool, gradients: bool = False, groups: int = 1) -> str:
@@ -343,7 +332,7 @@ def predict(
     cache = PlanCache.of(weight.device)
 
     def key_of(kind: str) -> str:
-        blocks = f" block={block[0]}x{block[1]}{_order(channels_last)}" if kind == "bsr" and block else ""
+        blocks = f" block={block[0]}x{block[1]}{order_of(channels_last)}" if kind == "bsr" and block else ""
         backend = "" if kind == TORCH else f" {_backend(kind, weight, channels_last and kind == 'bsr')}"
         return f"model {family} {kind}{backend} {str(weight.dtype).removeprefix('torch.')}{blocks}"
 

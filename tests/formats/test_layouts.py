@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparse_cases import shuffled as reordered
 from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
-from lth_sparse.formats import BSR, CSR, LAYOUTS, Dense, Layout, make_layout
+from lth_sparse.formats import BSR, CSR, LAYOUTS, Dense, Layout, Reordered, make_layout
 from lth_sparse.formats.dense import _static_nonzero
 
 MAKERS: dict[str, Callable[[Tensor], Layout]] = {
@@ -21,6 +22,9 @@ MAKERS: dict[str, Callable[[Tensor], Layout]] = {
     "bsr": lambda mask: BSR.from_mask(mask, (2, 3), "zeros"),
     "bsr_1x1": lambda mask: BSR.from_mask(mask, (1, 1)),
     "bsr_channels_last": lambda mask: BSR.from_mask(mask, (2, 3), "zeros", channels_last=True),
+    "reordered": lambda mask: reordered(mask, (2, 3)),
+    "reordered_searched": lambda mask: Reordered.from_mask(mask, (2, 3), "zeros"),
+    "reordered_channels_last": lambda mask: reordered(mask, (2, 3), channels_last=True),
     "dense": Dense.from_mask,
 }
 
@@ -238,6 +242,10 @@ def swapped(tensor: Tensor) -> Tensor:
         ("bsr", "row_splits", lambda t: torch.zeros(1, 3, dtype=torch.int32)),
         ("bsr", "column_work", lambda t: t.long()),
         ("bsr", "column_splits", lambda t: t[:, :2]),
+        ("reordered", "row_order", lambda t: t[1:]),
+        ("reordered", "col_order", torch.zeros_like),
+        ("reordered", "row_place", swapped),
+        ("reordered", "crow_indices", swapped),
         ("dense", "bits", lambda t: t[1:]),
         ("dense", "bits", lambda t: t.int()),
         ("dense", "rank", swapped),
@@ -254,7 +262,7 @@ def test_validate_names_the_damaged_field(maker: str, field: str, change: Callab
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"kind": "coo"}, ArgumentError, "layout: expected one of 'csr', 'bsr', 'dense', '2:4', got 'coo'"),
+        ({"kind": "coo"}, ArgumentError, "layout: expected one of 'csr', 'bsr', 'dense', '2:4', 'reordered', got 'coo'"),
         ({"kind": "bsr"}, ArgumentError, "block: expected"),
         ({"kind": "csr", "block": (2, 2)}, ArgumentError, "block: expected None with layout='csr'"),
         ({"kind": "dense", "cover": "zeros"}, ArgumentError, "cover: expected None"),
