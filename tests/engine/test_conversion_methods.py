@@ -215,7 +215,13 @@ def test_two_of_four_is_filled_with_the_largest_theta_when_asked(seed: int) -> N
     "text",
     [
         *("cover", "cover:4x4:theta", "drop:16x16:zeros", "vectors:8x1", "refill+", "2:4", "2:4:theta", "regroup"),
-        *("drop:4x4:unordered:least=3", "vectors:8x1:growth=1.5", "refill+:extra=0.1", "regroup:ratio=2"),
+        *(
+            "drop:4x4:unordered:least=3",
+            "vectors:8x1:growth=1.5",
+            "refill+:extra=0.1",
+            "regroup:ratio=2",
+            "cover:4x4:edge",
+        ),
     ],
 )
 def test_a_spelling_is_read_back(text: str) -> None:
@@ -242,6 +248,7 @@ def test_a_spelling_is_read_back(text: str) -> None:
         (lambda: Method("refill+", extra=1.0), ArgumentError, "extra"),
         (lambda: Method("regroup", ratio=0.0), ArgumentError, "ratio"),
         (lambda: Method("drop", growth=-1.0), ArgumentError, "growth"),
+        (lambda: Method("drop", reorder="rows"), ArgumentError, "reorder"),
         (lambda: Method.parse("drop:least=1.5"), ArgumentError, "least"),
         (lambda: Method.parse("drop:size=2"), ArgumentError, "method"),
     ],

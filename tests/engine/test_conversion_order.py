@@ -11,6 +11,7 @@ import lth_sparse as ls
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.conversion import Method
 from lth_sparse.engine.conversion.order import fold_order
+from lth_sparse.nn import sparse_modules
 from lth_sparse.nn.channels import permute_state
 
 
@@ -93,6 +94,45 @@ def test_rows_that_cannot_move_say_why(ticket: Ticket, model: nn.Module, x: Tens
     made = ls.convert(ticket, method="cover:4x1", model=model, sample_input=x, only_gains=False)
     assert "output" in made.layers[-1].note
     assert made.layers[0].note == ""
+
+
+@pytest.mark.parametrize("method", ["cover:4x4:edge", "drop:4x4:edge", "regroup:4x1:edge"])
+def test_at_the_edge_each_layer_has_an_order_of_its_own(
+    ticket: Ticket, model: nn.Module, x: Tensor, method: str
+) -> None:
+    made = ls.convert(ticket, method=method, dense=dense_ticket(model))
+    assert made.ticket.conversion["permuted"] == []
+    assert {row.layout for row in made.layers} <= {"reordered", "bsr"}
+    assert any(row.layout == "reordered" for row in made.layers)
+    sparse = made.ticket.apply(model, "trained")
+    kinds = {f"{name}.weight": module.layout.kind for name, module in sparse_modules(sparse)}
+    for row in made.layers:
+        assert kinds[row.name] == row.layout
+        assert row.stored == sparse.get_submodule(row.name.removesuffix(".weight")).values.numel()
+    plain = network().double()
+    plain.load_state_dict(made.ticket.state_dict("trained"))
+    torch.testing.assert_close(sparse.double().eval()(x.double()), plain.eval()(x.double()), rtol=1e-10, atol=1e-12)
+    if method.startswith("cover"):
+        assert made.ticket.masks.equals(ticket.masks)
+
+
+def test_dropping_in_an_order_of_its_own_keeps_more_of_the_magnitude(seed: int) -> None:
+    rows, cols = torch.randperm(64), torch.randperm(64)
+    blocks = (torch.rand(16, 16) < 0.2).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    masks = {"0.weight": blocks[rows][:, cols]}
+    state = {"0.weight": torch.randn(64, 64), "0.bias": torch.zeros(64)}
+    ticket = Ticket.of(masks, state, state)
+    edge, plain = (ls.convert(ticket, method=f"drop:4x4:zeros:{word}").layers[0] for word in ("edge", "unordered"))
+    assert edge.magnitude > 0.9 * edge.magnitude_before > plain.magnitude
+
+
+def test_where_rows_cannot_move_an_index_at_the_edge_is_tried_and_timed(
+    ticket: Ticket, model: nn.Module, x: Tensor
+) -> None:
+    made = ls.convert(ticket, method="cover:4x1", model=model, sample_input=x, budget=0.0)
+    row = made.layers[-1]
+    assert row.timings is not None
+    assert row.layout == "reordered" or "own order" in row.note or "no faster" in row.note
 
 
 def test_without_the_network_the_order_stays_and_that_is_said(ticket: Ticket) -> None:

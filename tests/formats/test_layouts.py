@@ -262,7 +262,11 @@ def test_validate_names_the_damaged_field(maker: str, field: str, change: Callab
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"kind": "coo"}, ArgumentError, "layout: expected one of 'csr', 'bsr', 'dense', '2:4', 'reordered', got 'coo'"),
+        (
+            {"kind": "coo"},
+            ArgumentError,
+            "layout: expected one of 'csr', 'bsr', 'dense', '2:4', 'reordered', got 'coo'",
+        ),
         ({"kind": "bsr"}, ArgumentError, "block: expected"),
         ({"kind": "csr", "block": (2, 2)}, ArgumentError, "block: expected None with layout='csr'"),
         ({"kind": "dense", "cover": "zeros"}, ArgumentError, "cover: expected None"),

@@ -8,6 +8,7 @@ keeps them as well. Both are said in the layer's row: nothing is converted, or l
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth_sparse.engine.conversion.layer import Clock, LayerConversion, remake_layer, stays
+from lth_sparse.engine.conversion.layer import CONVERTED, Clock, LayerConversion, remake_layer, stays
 from lth_sparse.engine.conversion.methods import BLOCKED, TARGETS, Method
 from lth_sparse.engine.conversion.order import fold_order
 from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
@@ -91,7 +92,7 @@ def convert(
     theta = dense_theta(ticket, dense, f"{asked.name!r} adds weights") if asked.adds else None
     channels_last = target == "cuda" and asked.name in ("cover", "drop")
     source, notes, fixed, permuted = ticket, [], {}, []
-    if asked.name in BLOCKED and asked.reorder:
+    if asked.name in BLOCKED and asked.reorder == "fold":
         if model is None or sample_input is None:
             notes.append("channels stay in their order, as model and sample_input were not given")
         else:
@@ -111,18 +112,15 @@ def convert(
         if reason:
             row, masks[name] = stays(name, mask, magnitude, reason)
         else:
-            row, masks[name] = remake_layer(
-                name,
-                ticket.masks[name],
-                mask,
-                magnitude,
-                None if theta is None else theta[name],
-                asked,
-                channels_last=channels_last and mask.dim() > 2,
-                clock=clock,
-            )
-            if row.converted and name in fixed:
-                row = dataclasses.replace(row, note=f"rows in their own order: {fixed[name]}")
+            given = (name, ticket.masks[name], mask, magnitude, None if theta is None else theta[name], asked)
+            order: dict[str, Any] = {"channels_last": channels_last and mask.dim() > 2, "clock": clock, "seed": seed}
+            row, masks[name] = remake_layer(*given, **order, edge=asked.name in BLOCKED and asked.reorder == "edge")
+            if clock is not None and name in fixed:
+                # Where the graph does not let the layer's channels move, an index at its edges may still pay.
+                other, its_mask = remake_layer(*given, **order, edge=True)
+                row, masks[name] = min(((row, masks[name]), (other, its_mask)), key=lambda pair: _step(pair[0]))
+            if row.converted and row.layout == "bsr" and name in fixed:
+                row = dataclasses.replace(row, note=fixed[name])
         rows.append(row)
     made: dict[str, Any] = {
         "method": asked.text,
@@ -132,6 +130,11 @@ def convert(
         "permuted": permuted,
     }
     return Conversion(remade_ticket(source, masks, theta, made, ticket.hash), asked, target, tuple(rows), tuple(notes))
+
+
+def _step(row: LayerConversion) -> float:
+    """Seconds of a layer's training step as it was converted; no bound for one that stays as it is."""
+    return row.timings[CONVERTED].training if row.converted and row.timings is not None else math.inf
 
 
 def device_of(target: str) -> torch.device | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lth_sparse.engine.conversion.methods import BLOCKED, Method, Remade
 from lth_sparse.errors import ArgumentError
 from lth_sparse.formats import Layout
+from lth_sparse.formats.reorder import permuted, reorder
 from lth_sparse.nn.base import build_layout
 from lth_sparse.nn.sample import conv_options, layer_inputs
 from lth_sparse.ops.measure import BUDGET, Timing, measure
@@ -26,6 +27,8 @@ __all__ = ["CONVERTED", "Clock", "LayerConversion", "moved", "remake_layer", "st
 CONVERTED = "converted"
 #: What a layer may stay.
 ORIGINAL = ("csr", "dense")
+#: Layouts with a block.
+BLOCK_LAYOUTS = ("bsr", "reordered")
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def remake_layer(
     *,
     channels_last: bool,
     clock: Clock | None,
+    edge: bool = False,
+    seed: int = 0,
 ) -> tuple[LayerConversion, Tensor]:
     """The row and the mask of one layer that the method is asked to convert.
 
@@ -152,8 +157,9 @@ def remake_layer(
         theta: theta_k of all weights in that order; None where the method adds none.
         channels_last: of the blocks of convolutions.
         clock: None where nothing is timed; then the layer is converted whatever that gains.
+        edge: bring rows and columns together first, with an index at the layer's edges. seed: of that.
     """
-    made = method.remake(mask, magnitude, theta, channels_last)
+    made = _remade(mask, magnitude, theta, method, channels_last, edge, seed)
     if not bool(made.mask.any()):
         return stays(name, mask, magnitude, "the method would leave it without any weight")
     try:
@@ -172,6 +178,21 @@ def remake_layer(
             row, mask = stays(name, mask, magnitude, f"no faster in {made.layout} than in {kind}: {times} a step")
             return dataclasses.replace(row, timings=timings), mask
     return _row(name, before, mask, made, layout, magnitude, method, timings, channels_last), made.mask
+
+
+def _remade(
+    mask: Tensor, magnitude: Tensor, theta: Tensor | None, method: Method, channels_last: bool, edge: bool, seed: int
+) -> Remade:
+    """The layer's mask after the method, in the order of ``mask``, whatever order the blocks were made in."""
+    if not edge:
+        return method.remake(mask, magnitude, theta, channels_last)
+    assert method.block is not None
+    order = reorder(mask, method.block, channels_last=channels_last, seed=seed)
+    moved = [None if one is None else order.apply(one) for one in (mask, magnitude, theta)]
+    made = method.remake(moved[0], moved[1], moved[2], channels_last)
+    back = permuted(made.mask, order.rows.argsort(), order.cols.argsort())
+    # Zeros: the layout looks for the order anew, of this mask, and may miss one that fits it exactly.
+    return Remade(back, "bsr" if order.is_identity else "reordered", made.cover if order.is_identity else "zeros")
 
 
 def stays(name: str, mask: Tensor, magnitude: Tensor, note: str) -> tuple[LayerConversion, Tensor]:
@@ -225,9 +246,9 @@ def _row(
         stored_before=stored_before,
         stored=stored_values(layout),
         layout=made.layout,
-        block=method.block if method is not None and made.layout == "bsr" else None,
+        block=method.block if method is not None and made.layout in BLOCK_LAYOUTS else None,
         cover=made.cover,
-        channels_last=channels_last and made.layout == "bsr",
+        channels_last=channels_last and made.layout in BLOCK_LAYOUTS,
         value_bytes=stored_values(layout) * magnitude.element_size(),
         index_bytes=layout.nbytes,
         timings=timings,
@@ -237,9 +258,9 @@ def _row(
 
 
 def _layout(made: Remade, method: Method, channels_last: bool) -> Layout:
-    if made.layout != "bsr":
+    if made.layout not in BLOCK_LAYOUTS:
         return build_layout(made.layout, made.mask)
-    return build_layout("bsr", made.mask, block=method.block, cover=made.cover, channels_last=channels_last)
+    return build_layout(made.layout, made.mask, block=method.block, cover=made.cover, channels_last=channels_last)
 
 
 def _weighted(module: nn.Module) -> bool:

@@ -39,6 +39,7 @@ __all__ = ["METHODS", "Method", "Remade", "refilled_rows", "regrouped"]
 BLOCKS: dict[str, tuple[int, int]] = {"cpu": (4, 1), "cuda": (32, 32)}
 TARGETS = tuple(BLOCKS)
 PADDINGS = ("zeros", "theta")
+ORDERS = ("fold", "edge", "none")
 #: Options that are numbers.
 NUMBERS = ("magnitude", "least", "density", "growth", "extra", "ratio")
 
@@ -74,7 +75,9 @@ class Method:
         growth: drop, with none of these three: keep blocks of so many times the weights that the layer has.
         extra: refill+: share of the remaining rows that it keeps beyond refill's.
         ratio: regroup: a group has the fewest columns that, times 1 / ratio, exceed what each row loses.
-        reorder: permute rows and columns first, see ``order.py``.
+        reorder: what brings weights together before blocks are made. ``"fold"``: channels are permuted through the
+            layers, see ``order.py``. ``"edge"``: each layer by itself, with an index at its edges (layout
+            ``"reordered"``). ``"none"``: nothing.
     """
 
     name: str
@@ -86,7 +89,7 @@ class Method:
     growth: float = 1.0
     extra: float = 0.05
     ratio: float = 1.5
-    reorder: bool = True
+    reorder: str = "fold"
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
@@ -101,6 +104,8 @@ class Method:
                 raise ArgumentError(expected("block", f"None with method {self.name!r}, which has none", self.block))
             if self.name in UPRIGHT and self.block[1] != 1:
                 raise ArgumentError(expected("block", f"(rows, 1) with method {self.name!r}", self.block))
+        if self.reorder not in ORDERS:
+            raise ArgumentError(expected("reorder", f"one of {', '.join(map(repr, ORDERS))}", repr(self.reorder)))
         given = [name for name in ("magnitude", "least", "density") if getattr(self, name) is not None]
         if given and self.name not in ("drop", "vectors"):
             raise ArgumentError(expected(given[0], f"None with method {self.name!r}", getattr(self, given[0])))
@@ -119,7 +124,7 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read ``name[:RxC][:zeros|theta][:unordered][:number=...]``.
+        """Read ``name[:RxC][:zeros|theta][:edge|unordered][:number=...]``.
 
         Such as ``"drop:16x16:zeros"``, ``"vectors:8x1:growth=1.5"``, ``"refill+:extra=0.1"`` or ``"2:4"``.
 
@@ -136,12 +141,12 @@ class Method:
                 options["block"] = (int(found[1]), int(found[2]))
             elif word in PADDINGS:
                 options["padding"] = word
-            elif word == "unordered":
-                options["reorder"] = False
+            elif word in ("edge", "unordered"):
+                options["reorder"] = "none" if word == "unordered" else word
             elif found := re.fullmatch(rf"({'|'.join(NUMBERS)})=(\d+|\d*\.\d+)", word):
                 options[found[1]] = int(found[2]) if found[1] == "least" and found[2].isdigit() else float(found[2])
             else:
-                what = "name[:RxC][:zeros or theta][:unordered][:number=...], such as 'drop:16x16:zeros:growth=1.5'"
+                what = "name[:RxC][:zeros or theta][:edge or unordered][:number=...], such as 'drop:16x16:growth=1.5'"
                 raise ArgumentError(expected("method", what, repr(text)))
         return cls(name, **options)
 
@@ -153,7 +158,8 @@ class Method:
     def text(self) -> str:
         """The spelling that :meth:`parse` reads."""
         words = [self.name] + ([f"{self.block[0]}x{self.block[1]}"] if self.block else [])
-        words += [str(self.padding)] * (self.padding != self._usual) + ["unordered"] * (not self.reorder)
+        words += [str(self.padding)] * (self.padding != self._usual)
+        words += {"edge": ["edge"], "none": ["unordered"]}.get(self.reorder, [])
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = {name: getattr(self, name) for name in NUMBERS}
         return ":".join([*words, *(f"{name}={value:.12g}" for name, value in given.items() if value != defaults[name])])

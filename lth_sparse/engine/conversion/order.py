@@ -23,7 +23,7 @@ from lth_sparse.formats import Mask
 from lth_sparse.formats.bsr import to_blocks
 from lth_sparse.formats.reorder import Member as Axis
 from lth_sparse.formats.reorder import is_identity, reorder_axis
-from lth_sparse.nn.channels import ChannelGroups, Group, Member, channel_groups, permute_state
+from lth_sparse.nn.channels import ChannelGroups, Member, channel_groups, permute_state
 
 __all__ = ["Ordered", "fold_order"]
 
@@ -39,7 +39,7 @@ class Ordered:
         ticket: permuted. theta: theta_k permuted likewise, or None.
         perms: id of the group -> order ``[size]``; only those that change something.
         groups: of the network.
-        notes: layer -> why its rows stay in their order, for layers whose rows cannot move.
+        notes: layer -> why its rows or columns stay in their order, where blocks ask for another and none can be.
     """
 
     ticket: Ticket
@@ -96,13 +96,19 @@ def fold_order(
         None if theta is None else permute_state(theta, groups, perms),
         perms,
         groups,
-        {name: note for name in names if (note := _fixed(groups.of(name, 0)))},
+        {name: note for name in names if (note := _fixed(name, masks[name], method.block, groups, channels_last))},
     )
 
 
-def _fixed(groups: list[Group]) -> str:
-    """Why the rows of a layer stay where they are; "" when they may move."""
-    return "; ".join(dict.fromkeys(group.reason for group in groups if group.reason is not None))
+def _fixed(name: str, mask: Tensor, block: tuple[int, int], groups: ChannelGroups, channels_last: bool) -> str:
+    """Why rows or columns of a layer stay where they are; "" when those that blocks span may move."""
+    spans = block[0] > 1, block[1] > (1 if channels_last else math.prod(mask.shape[2:]))
+    notes = []
+    for axis, what in enumerate(("rows", "columns")):
+        reasons = dict.fromkeys(group.reason for group in groups.of(name, axis) if group.reason is not None)
+        if spans[axis] and reasons:
+            notes.append(f"{what} in their own order: {'; '.join(reasons)}")
+    return ", ".join(notes)
 
 
 def _axis(
