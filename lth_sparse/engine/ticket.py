@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from lth_sparse.engine import container
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, TicketError, expected
 from lth_sparse.formats import Mask
 from lth_sparse.nn import sparsify_
+from lth_sparse.nn.resize import resize_
 
 __all__ = ["Ticket", "versions"]
 
@@ -55,8 +56,9 @@ class Ticket:
         parent: content hash of the ticket of the level before (for a control: of its own level); None at level 0.
         aliases: names in the model's state_dict of tensors that are stored under another name (tied weights).
         hyperparameters: of the search; metrics, history: as recorded while training; versions: of the libraries.
-        conversion: empty, or how :func:`lth_sparse.convert` made it from ``parent``: method, target, options, and under
-            "layouts" how each converted layer is stored.
+        conversion: empty, or how :func:`lth_sparse.convert` made it from ``parent``: method, target, options, under
+            "layouts" how each converted layer is stored, and under "shapes" the former shapes of tensors that have
+            become smaller.
     """
 
     masks: Mask
@@ -133,13 +135,8 @@ class Ticket:
         Raises:
             ArgumentError: ``model`` has other names or shapes; the message names the first that differs.
         """
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(expected("model", "a torch.nn.Module", type(model).__name__))
-        state = self.state_dict(weights)
-        _check_architecture(model, state)
-        if not inplace:
-            model = copy.deepcopy(model)
-        model.load_state_dict(state, strict=True)
+        model = self.architecture(model, inplace=inplace)
+        model.load_state_dict(self.state_dict(weights), strict=True)
         pruned = {name: mask for name, mask in self.masks.items() if not bool(mask.all())}
         given: dict[str, Any] = {"block": block, "channels_last": channels_last, "cover": cover}
         layouts = self.conversion.get("layouts", {}) if layout == "auto" else {}
@@ -151,6 +148,23 @@ class Ticket:
         if pruned:
             sparsify_(model, pruned, layout=layout, **given, sample_input=sample_input)
         return model
+
+    def architecture(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+        """A plain copy of ``model`` in the ticket's sizes, its weights undefined.
+
+        They are the model's own unless a conversion has removed dead channels; then the model may be the original
+        architecture or the small one.
+
+        Raises:
+            ArgumentError: as :meth:`apply`.
+        """
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(expected("model", "a torch.nn.Module", type(model).__name__))
+        shapes = self.conversion.get("shapes", {})
+        wanted = {name: list(tensor.shape) for name, tensor in self.state_dict().items()}
+        _check_architecture(model, wanted, shapes)
+        model = model if inplace else copy.deepcopy(model)
+        return resize_(model, {name: wanted[name] for name in shapes}) if shapes else model
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, completely or not at all.
@@ -244,16 +258,19 @@ def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).reshape(shape)
 
 
-def _check_architecture(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _check_architecture(
+    model: nn.Module, wanted: Mapping[str, Sequence[int]], before: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse a model of other names or shapes; ``before`` has the shapes that some tensors had before a conversion."""
     theirs = model.state_dict()
     what = "the architecture that the ticket was found in"
-    missing = [name for name in state if name not in theirs]
-    unknown = [name for name in theirs if name not in state]
+    missing = [name for name in wanted if name not in theirs]
+    unknown = [name for name in theirs if name not in wanted]
     if missing or unknown:
         got = f"a model without {missing[0]!r}" if missing else f"a model with {unknown[0]!r}, which the ticket lacks"
         more = len(missing) + len(unknown) - 1
         raise ArgumentError(expected("model", what, got + (f" ({more} more names differ)" if more else "")))
-    for name, tensor in state.items():
-        if theirs[name].shape != tensor.shape:
-            got = f"{name} of shape {list(theirs[name].shape)} instead of {list(tensor.shape)}"
-            raise ArgumentError(expected("model", what, got))
+    for name, shape in wanted.items():
+        found = list(theirs[name].shape)
+        if found not in (list(shape), list(before.get(name, shape))):
+            raise ArgumentError(expected("model", what, f"{name} of shape {found} instead of {list(shape)}"))

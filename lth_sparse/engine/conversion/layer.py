@@ -188,8 +188,8 @@ def _remade(
         return method.remake(mask, magnitude, theta, channels_last)
     assert method.block is not None
     order = reorder(mask, method.block, channels_last=channels_last, seed=seed)
-    moved = [None if one is None else order.apply(one) for one in (mask, magnitude, theta)]
-    made = method.remake(moved[0], moved[1], moved[2], channels_last)
+    its_theta = None if theta is None else order.apply(theta)
+    made = method.remake(order.apply(mask), order.apply(magnitude), its_theta, channels_last)
     back = permuted(made.mask, order.rows.argsort(), order.cols.argsort())
     # Zeros: the layout looks for the order anew, of this mask, and may miss one that fits it exactly.
     return Remade(back, "bsr" if order.is_identity else "reordered", made.cover if order.is_identity else "zeros")

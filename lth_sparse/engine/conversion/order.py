@@ -1,9 +1,8 @@
 """Reordering before the methods with blocks: channels are permuted through the whole network, so that it costs nothing.
 
 One order serves all tensors that carry a channel: the rows of the layer that writes it, its bias and normalisation, the
-columns of the layers that read it. So each order is searched for over all masks of its group at once: the sum of the
-blocks that they would store. A permuted ticket is an ordinary ticket of the same architecture, whose network computes
-what it did, channel by channel elsewhere.
+columns of the layers that read it (:func:`lth_sparse.nn.channels.reorder_model`). A permuted ticket is an ordinary
+ticket of the same architecture, whose network computes what it did, with its channels elsewhere.
 """
 
 from __future__ import annotations
@@ -13,22 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lth_sparse.engine.conversion.methods import Method
 from lth_sparse.engine.conversion.values import with_tensors
 from lth_sparse.engine.ticket import WEIGHTS, Ticket
 from lth_sparse.formats import Mask
-from lth_sparse.formats.bsr import to_blocks
-from lth_sparse.formats.reorder import Member as Axis
-from lth_sparse.formats.reorder import is_identity, reorder_axis
-from lth_sparse.nn.channels import ChannelGroups, Member, channel_groups, permute_state
+from lth_sparse.nn.channels import ChannelGroups, channel_groups, permute_state, reorder_model
 
 __all__ = ["Ordered", "fold_order"]
-
-#: Passes over all groups: the blocks of a layer depend on the order of both its axes.
-ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -73,23 +65,9 @@ def fold_order(
     """
     assert method.block is not None  # for_target has seen to it
     groups = channel_groups(model, sample_input)
-    masks = {name: ticket.masks[name] for name in ticket.masks}
-    perms: dict[int, Tensor] = {}
-    for _ in range(ROUNDS):
-        gained = False
-        for group in groups.free:
-            axes = [axis for member in group.members if (axis := _axis(member, masks, names, method, channels_last))]
-            if not axes:
-                continue
-            order = reorder_axis(axes, group.size, seed=seed)
-            if is_identity(order):
-                continue
-            gained = True
-            masks = permute_state(masks, groups, {group.id: order})
-            before = perms.get(group.id)
-            perms[group.id] = order if before is None else before[order]
-        if not gained:
-            break
+    blocks = dict.fromkeys(names, method.block)
+    found = reorder_model(ticket.masks, groups, blocks, seed=seed, channels_last=channels_last)
+    perms, masks = found.perms, found.masks
     states = {weights: permute_state(ticket.state_dict(weights), groups, perms) for weights in WEIGHTS}
     return Ordered(
         with_tensors(ticket, Mask(masks), states),
@@ -109,35 +87,3 @@ def _fixed(name: str, mask: Tensor, block: tuple[int, int], groups: ChannelGroup
         if spans[axis] and reasons:
             notes.append(f"{what} in their own order: {'; '.join(reasons)}")
     return ", ".join(notes)
-
-
-def _axis(
-    member: Member, masks: Mapping[str, Tensor], names: set[str], method: Method, channels_last: bool
-) -> Axis | None:
-    """What one tensor of a group has to say about its order: bool ``[channels, features]`` and the extent of a block.
-
-    None for a tensor without blocks along this axis, or one whose blocks lie within a channel, whatever the order.
-    """
-    name = next((name for name in member.names if name in names), None)
-    if name is None or member.axis > 1 or member.rows is not None:
-        return None
-    assert method.block is not None
-    mask, (rows, cols) = masks[name], method.block
-    by_tap = channels_last and mask.dim() > 2
-    size, repeat = member.index.shape
-    places = member.index.reshape(-1)
-    if member.axis == 0:
-        if rows < 2 or repeat > 1:
-            return None
-        features = to_blocks(mask, (1, cols), by_tap).flatten(2).any(2)
-        return Axis(features.index_select(0, places), rows, float(rows * cols))
-    taps = math.prod(mask.shape[2:])
-    # Channels that a block spans; within a channel the order of channels does not matter.
-    span = cols if by_tap else cols // (taps * repeat)
-    if span < 2:
-        return None
-    # [out, in, taps] -> does any row of a block row read this column at this position?
-    columns = mask.reshape(mask.shape[0], mask.shape[1], taps).transpose(0, 1)
-    padded = torch.nn.functional.pad(columns, (0, 0, 0, -mask.shape[0] % rows))
-    read = padded.reshape(mask.shape[1], -1, rows, taps).any(2).flatten(1)
-    return Axis(read.index_select(0, places).reshape(size, -1), span, float(rows * cols))
