@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from lth_sparse.nn.base import SparseModule
-from lth_sparse.nn.channels import ChannelGroups, channel_groups, permute_channels_, permute_state
+from lth_sparse.nn.channels import ChannelGroups, channel_groups, permute_channels_, permute_state, reorder_model
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.dynamic import update_entries_, update_mask_
 from lth_sparse.nn.feature_major import feature_major_
@@ -43,6 +43,7 @@ __all__ = [
     "permute_channels_",
     "permute_state",
     "plan",
+    "reorder_model",
     "sparse_modules",
     "sparsify_",
     "tune",

@@ -71,9 +71,13 @@ def test_random_permutations_of_all_free_groups_keep_the_function(
     groups = channel_groups(model, x)
     assert len(groups.free) == free
     permuted = permute_channels_(copy.deepcopy(model), groups, random_perms(groups))
+    exact = copy.deepcopy(model).double()
     for training in (False, True):
         right, got = model.train(training)(x), permuted.train(training)(x)
-        assert (right - got).abs().max() <= tolerance * right.abs().max().clamp(min=1.0)
+        truth = exact.train(training)(x.double() if x.is_floating_point() else x)
+        # A deep network with statistics of a small batch is itself that far from its result in float64.
+        own = 2 * (right - truth).abs().max()
+        assert (got - truth).abs().max() <= tolerance * right.abs().max().clamp(min=1.0) + own
     moved = [not torch.equal(one, other) for one, other in zip(model.parameters(), permuted.parameters(), strict=True)]
     assert sum(moved) >= free
 

@@ -5,11 +5,23 @@ walk       node by node: labels of channels in, labels of channels out; rules in
 coupling   statements about channels -> classes under one permutation
 groups     the public picture: groups, and the axes of the tensors that carry them
 permute    permutations in place, and of dicts of tensors
+reorder    orders of all groups in which masks have few live blocks
 """
 
 from __future__ import annotations
 
 from lth_sparse.nn.channels.groups import ChannelGroups, Group, Member, channel_groups
 from lth_sparse.nn.channels.permute import permute_channels_, permute_state
+from lth_sparse.nn.channels.reorder import ModelReordering, members_of, reorder_model
 
-__all__ = ["ChannelGroups", "Group", "Member", "channel_groups", "permute_channels_", "permute_state"]
+__all__ = [
+    "ChannelGroups",
+    "Group",
+    "Member",
+    "ModelReordering",
+    "channel_groups",
+    "members_of",
+    "permute_channels_",
+    "permute_state",
+    "reorder_model",
+]

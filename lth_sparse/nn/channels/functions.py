@@ -241,6 +241,8 @@ _POINTWISE = (
 )
 _OTHERS = ("maximum", "minimum", "where", "lerp", "addcmul", "addcdiv", "pow", "eq", "ne", "lt", "le", "gt", "ge")
 
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+
 FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([*every(*_POINTWISE), operator.neg, operator.abs], _pointwise),
     **dict.fromkeys([*every("add"), operator.add, operator.iadd], _arithmetic(operator.add, constants.added)),
@@ -254,7 +256,7 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys(
         [*every("div", "divide"), operator.truediv, operator.itruediv], _arithmetic(operator.truediv, nothing_known)
     ),
-    **dict.fromkeys([*every(*_OTHERS), operator.pow], _combined(nothing_known)),
+    **dict.fromkeys([*every(*_OTHERS), operator.pow, *_COMPARISONS], _combined(nothing_known)),
     **dict.fromkeys(every("dropout", "dropout1d", "dropout2d", "dropout3d"), _functional_dropout),
     **dict.fromkeys(every("max_pool1d", "adaptive_max_pool1d", "adaptive_avg_pool1d"), _functional_pool(1, False)),
     **dict.fromkeys(every("max_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"), _functional_pool(2, False)),

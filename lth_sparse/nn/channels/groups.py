@@ -25,7 +25,7 @@ from lth_sparse.nn.masks import check_model
 from lth_sparse.nn.report import table
 from lth_sparse.nn.tree import extent
 
-__all__ = ["ChannelGroups", "Group", "Member", "channel_groups", "walk_model"]
+__all__ = ["ChannelGroups", "Group", "Member", "Solved", "channel_groups", "solved", "walk_model"]
 
 #: Tensors that the table names for each group.
 SHOWN = 4
@@ -183,7 +183,7 @@ def channel_groups(model: nn.Module, sample_input: Any) -> ChannelGroups:
         ArgumentError, ArgumentTypeError: the model does not take the sample, or cannot be traced (branches on values,
             shapes made from values); the message names the module and the line.
     """
-    return groups_of(walk_model(model, sample_input))
+    return solved(walk_model(model, sample_input)).groups
 
 
 def walk_model(model: nn.Module, sample_input: Any, masks: Mapping[str, Tensor] | None = None) -> Walk:
@@ -217,7 +217,22 @@ def _overlaps(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def groups_of(walk: Walk) -> ChannelGroups:
+@dataclass(frozen=True)
+class Solved:
+    """Groups, and where each element of the walk went.
+
+    Attributes:
+        groups: the groups.
+        group: int64 [elements], id of its group; -1 for an element that no tensor carries.
+        channel: int64 [elements], place in the group.
+    """
+
+    groups: ChannelGroups
+    group: np.ndarray
+    channel: np.ndarray
+
+
+def solved(walk: Walk) -> Solved:
     """Solve a walk: its classes of channels with the axes that carry them."""
     solution = walk.coupling.solve()
     order = {names[0]: place for place, names in enumerate(walk.names.values())}
@@ -243,7 +258,9 @@ def groups_of(walk: Walk) -> ChannelGroups:
         Group(place, solution.classes[owner].size, tuple(members), reasons[owner], solution.classes[owner].rigid)
         for place, (owner, members) in enumerate(found.items())
     ]
-    return ChannelGroups(groups)
+    ids = np.full(len(solution.classes), -1, dtype=np.int64)
+    ids[list(found)] = np.arange(len(found))
+    return Solved(ChannelGroups(groups), ids[solution.owner], solution.offset)
 
 
 def _index(places: np.ndarray, runs: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray | None:

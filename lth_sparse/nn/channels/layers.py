@@ -76,12 +76,18 @@ def _mixing(call: Call, module: Any, dim: int, padded: bool) -> np.ndarray:
     walk.along(module, "weight", 1, inputs["id"])
     elements = _outputs(call, module)
     name = walk.weight_name(module)
-    places = call.value.numel() // max(len(elements), 1)
-    walk.readers.append(Reader(str(call.node.target), name, inputs, padded, call.training, places))
+    _count_work(call, module)
+    walk.readers.append(Reader(str(call.node.target), name, inputs, padded, call.training))
     live = _live(call, module, name)
     if live is None:
         return records(elements)
     return constants.mixed(elements, inputs, _masked_weight(call, module, name), live, module.bias, padded)
+
+
+def _count_work(call: Call, module: Any) -> None:
+    if not call.training:
+        name, outputs = call.walk.weight_name(module), module.weight.shape[0]
+        call.walk.work.append((name, call.value.numel() // max(outputs, 1)))
 
 
 def _linear(call: Call, module: nn.Linear) -> Label:
@@ -109,6 +115,7 @@ def _conv(call: Call, module: Any) -> Label:
         outputs = _mixing(call, module, dim, _is_padded(module))
     else:
         inputs = line(call.coupling, label, dim, f"{call.what} {FIXED_INPUT}")
+        _count_work(call, module)
         split = module.groups == module.in_channels
         outputs = _channelwise(call, module, inputs) if split else _in_groups(call, module, inputs)
     return Label(call.value.shape, [*others, carried(outputs, dim, ndim)])
@@ -160,6 +167,7 @@ def _batch_norm(call: Call, module: Any) -> Label:
     others = [dim for dim in range(ndim) if dim != 1]
     keep_only(call.coupling, label, others, call.what)
     row = line(call.coupling, Label(label.shape, label.without(others)), 1, "")
+    call.walk.sized.append((str(call.node.target), "num_features", row["id"]))
     for attribute in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, attribute) is not None:
             call.walk.along(module, attribute, 0, row["id"])
@@ -178,6 +186,7 @@ def _instance_norm(call: Call, module: Any) -> Label:
     spatial = range(dim + 1, ndim)
     others = [part for part in keep_only(call.coupling, label, spatial, call.what) if dim not in dims_of(part)]
     row = line(call.coupling, Label(label.shape, label.without(spatial)), dim, "")
+    call.walk.sized.append((str(call.node.target), "num_features", row["id"]))
     for attribute in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, attribute) is not None:
             call.walk.along(module, attribute, 0, row["id"])

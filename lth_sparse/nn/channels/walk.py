@@ -36,7 +36,6 @@ class Reader:
         inputs: records along that axis.
         padded: zeros are put around its input, so that a constant other than 0 is none at the border.
         training: it was met in the trace of training mode.
-        places: positions at which the weight is applied, for counting multiply-adds.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Reader:
     inputs: np.ndarray
     padded: bool
     training: bool
-    places: int
 
 
 @dataclass
@@ -58,6 +56,8 @@ class Walk:
         coupling: the statements about channels.
         axes: (name, axis, range of rows) -> int64 elements along that axis of a parameter or buffer.
         readers: the layers met that mix channels.
+        sized: (module's name, attribute, elements): attributes that count channels and are no shape of a weight.
+        work: (weight's name, places at which it is applied) for each layer met in eval mode.
         trouble: names of parameters that cannot be tracked, and why.
     """
 
@@ -67,6 +67,8 @@ class Walk:
     coupling: Coupling = field(default_factory=Coupling)
     axes: dict[AxisKey, np.ndarray] = field(default_factory=dict)
     readers: list[Reader] = field(default_factory=list)
+    sized: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+    work: list[tuple[str, int]] = field(default_factory=list)
     trouble: dict[str, str] = field(default_factory=dict)
 
     def over(self, trace: Trace, rules: Rules, training: bool) -> None:
@@ -239,7 +241,7 @@ class Rules:
                 return _followed(call, lambda call: by_class(call, module))
         else:
             rule = self.functions.get(node.target)
-            if "out" not in node.kwargs and rule is not None:
+            if node.kwargs.get("out") is None and rule is not None:
                 return _followed(call, rule)
         call.fix_inputs(f"{call.what} is not one of the operations whose channels are followed")
         return plain(call.value)
