@@ -36,7 +36,8 @@ def test_the_permuted_ticket_computes_the_same_function(
     ticket: Ticket, model: nn.Module, x: Tensor, method: str, target: str
 ) -> None:
     made = ls.convert(ticket, target, method=method, model=model, sample_input=x, only_gains=False)
-    assert made.ticket.conversion["permuted"]
+    if method != "cover:4x64":  # so large a block is live in any order
+        assert made.ticket.conversion["permuted"]
     assert made.ticket.masks.nnz == ticket.masks.nnz
     both = (ticket, made.ticket)
     before, after = (one.apply(model, "trained", layout="csr").double().eval()(x.double()) for one in both)
