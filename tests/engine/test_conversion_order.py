@@ -12,7 +12,7 @@ from lth_sparse.engine import Ticket
 from lth_sparse.engine.conversion import Method
 from lth_sparse.engine.conversion.order import fold_order
 from lth_sparse.nn import sparse_modules
-from lth_sparse.nn.channels import permute_state
+from lth_sparse.nn.channels import channel_groups, permute_state, reorder_model
 
 
 @pytest.fixture
@@ -82,11 +82,13 @@ def test_added_weights_start_at_their_own_theta_wherever_they_went(ticket: Ticke
     names = set(ticket.masks)
     method = Method.parse("vectors:4x1")
     ordered = fold_order(ticket, theta, method, names, model, x, channels_last=False, seed=0)
-    assert ordered.perms
-    moved = permute_state(theta, ordered.groups, ordered.perms)
+    groups = channel_groups(model, x)
+    perms = reorder_model(ticket.masks, groups, (4, 1)).perms
+    assert ordered.permuted == tuple(groups[index].name for index in sorted(perms))
+    moved = permute_state(theta, groups, perms)
     for name, mask in made.ticket.masks.items():
         assert torch.equal(made.ticket.state_dict("initial")[name][mask], moved[name][mask])
-    rest = permute_state(ticket.state_dict("initial"), ordered.groups, ordered.perms)
+    rest = permute_state(ticket.state_dict("initial"), groups, perms)
     for name in set(ticket.initial) - names:
         assert torch.equal(made.ticket.initial[name], rest[name])
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lth_sparse.engine.conversion.layer import CONVERTED, Clock, LayerConversion, remake_layer, stays
 from lth_sparse.engine.conversion.methods import BLOCKED, TARGETS, Method
-from lth_sparse.engine.conversion.order import fold_order
+from lth_sparse.engine.conversion.order import Ordered, fold_order
+from lth_sparse.engine.conversion.shrinking import shapes_before, shrink_ticket, shrunk_row
 from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
 from lth_sparse.engine.selection import matching
 from lth_sparse.engine.ticket import Ticket
@@ -88,10 +89,13 @@ def convert(
     """
     _check(ticket, target, model, sample_input)
     asked = _method(method, options).for_target(target)
+    if (asked.shrink or asked.name == "shrink") and (model is None or sample_input is None):
+        raise ArgumentError(expected("model", f"the architecture, and sample_input, with {asked.text!r}", None))
     reasons = _reasons(ticket, asked, layers)
     theta = dense_theta(ticket, dense, f"{asked.name!r} adds weights") if asked.adds else None
     channels_last = target == "cuda" and asked.name in ("cover", "drop")
-    source, notes, fixed, permuted = ticket, [], {}, []
+    notes: list[str] = []
+    ordered = Ordered(ticket, theta, (), {})
     if asked.name in BLOCKED and asked.reorder == "fold":
         if model is None or sample_input is None:
             notes.append("channels stay in their order, as model and sample_input were not given")
@@ -100,36 +104,72 @@ def convert(
             ordered = fold_order(
                 ticket, theta, asked, wanted, model, sample_input, channels_last=channels_last, seed=seed
             )
-            source, theta, fixed = ordered.ticket, ordered.theta, ordered.notes
-            permuted = [ordered.groups[index].name for index in sorted(ordered.perms)]
     device, clock = device_of(target), None
     if only_gains and model is not None and sample_input is not None and device is not None:
         clock = Clock(model, sample_input, device, budget)
-    trained = source.state_dict("trained")
-    masks, rows = dict(source.masks), []
-    for name, reason in reasons.items():
-        mask, magnitude = source.masks[name], trained[name].abs()
-        if reason:
-            row, masks[name] = stays(name, mask, magnitude, reason)
-        else:
-            given = (name, ticket.masks[name], mask, magnitude, None if theta is None else theta[name], asked)
-            order: dict[str, Any] = {"channels_last": channels_last and mask.dim() > 2, "clock": clock, "seed": seed}
-            row, masks[name] = remake_layer(*given, **order, edge=asked.name in BLOCKED and asked.reorder == "edge")
-            if clock is not None and name in fixed:
-                # Where the graph does not let the layer's channels move, an index at its edges may still pay.
-                other, its_mask = remake_layer(*given, **order, edge=True)
-                row, masks[name] = min(((row, masks[name]), (other, its_mask)), key=lambda pair: _step(pair[0]))
-            if row.converted and row.layout == "bsr" and name in fixed:
-                row = dataclasses.replace(row, note=fixed[name])
-        rows.append(row)
+    masks, rows = _remade(ticket, ordered, asked, reasons, channels_last, clock, seed)
     made: dict[str, Any] = {
         "method": asked.text,
         "target": target,
         "seed": seed,
         "layouts": {row.name: row.storage for row in rows if row.converted and row.layout != "csr"},
-        "permuted": permuted,
+        "permuted": list(ordered.permuted),
     }
-    return Conversion(remade_ticket(source, masks, theta, made, ticket.hash), asked, target, tuple(rows), tuple(notes))
+    converted = remade_ticket(ordered.ticket, masks, ordered.theta, made, ticket.hash)
+    if asked.shrink or asked.name == "shrink":
+        assert model is not None  # checked above
+        converted, rows = _shrunk(converted, ticket, rows, model, sample_input, notes)
+    return Conversion(converted, asked, target, tuple(rows), tuple(notes))
+
+
+def _remade(
+    ticket: Ticket,
+    ordered: Ordered,
+    method: Method,
+    reasons: Mapping[str, str],
+    channels_last: bool,
+    clock: Clock | None,
+    seed: int,
+) -> tuple[dict[str, Tensor], list[LayerConversion]]:
+    """Masks of all layers in their new order, and the rows of the pruned ones."""
+    trained = ordered.ticket.state_dict("trained")
+    masks, rows = dict(ordered.ticket.masks), []
+    for name, reason in reasons.items():
+        mask, magnitude = masks[name], trained[name].abs()
+        if reason:
+            row, masks[name] = stays(name, mask, magnitude, reason)
+            rows.append(row)
+            continue
+        theta = None if ordered.theta is None else ordered.theta[name]
+        given = (name, ticket.masks[name], mask, magnitude, theta, method)
+        more: dict[str, Any] = {"channels_last": channels_last and mask.dim() > 2, "clock": clock, "seed": seed}
+        row, masks[name] = remake_layer(*given, **more, edge=method.name in BLOCKED and method.reorder == "edge")
+        if clock is not None and name in ordered.notes:
+            # Where the graph does not let the layer's channels move, an index at its edges may still pay.
+            other, its_mask = remake_layer(*given, **more, edge=True)
+            row, masks[name] = min(((row, masks[name]), (other, its_mask)), key=lambda pair: _step(pair[0]))
+        if row.converted and row.layout == "bsr" and name in ordered.notes:
+            row = dataclasses.replace(row, note=ordered.notes[name])
+        rows.append(row)
+    return masks, rows
+
+
+def _shrunk(
+    made: Ticket, ticket: Ticket, rows: list[LayerConversion], model: nn.Module, sample_input: Any, notes: list[str]
+) -> tuple[Ticket, list[LayerConversion]]:
+    """Without dead channels; what is to be said of that is added to ``notes``."""
+    shrunk = shrink_ticket(made, model, sample_input)
+    notes.extend(shrunk.notes)
+    small = shrunk.ticket
+    shapes = shapes_before(made, small)
+    if not shapes:
+        return made, rows
+    trained = ticket.state_dict("trained")
+    rows = [
+        shrunk_row(row, ticket.masks[row.name], shrunk.masks[row.name], small.masks[row.name], trained[row.name].abs())
+        for row in rows
+    ]
+    return dataclasses.replace(small, conversion={**made.conversion, "shapes": shapes}), rows
 
 
 def _step(row: LayerConversion) -> float:

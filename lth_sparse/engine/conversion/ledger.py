@@ -39,12 +39,13 @@ __all__ = ["STANDARD", "ledger"]
 #: The methods that are tried where none are named.
 STANDARD: dict[str, tuple[str, ...]] = {
     "cpu": (
-        *("cover:4x1", "cover:4x1:theta", "drop:4x1:zeros", "drop:16x16", "vectors:4x1", "vectors:8x1"),
-        *("regroup:16x1", "refill", "refill+", "2:4"),
+        *("cover:4x1", "cover:4x1:theta", "drop:4x1:zeros", "drop:16x16", "vectors:4x1", "vectors:4x1:growth=1.5"),
+        *("vectors:8x1", "regroup:16x1", "refill", "refill:shrink", "refill+:shrink", "refill+:shrink:extra=0.3"),
+        *("2:4", "shrink"),
     ),
     "cuda": (
-        *("cover:32x32", "drop:32x32", "drop:32x32:zeros", "vectors:16x1"),
-        *("regroup:32x1", "refill", "refill+", "2:4"),
+        *("cover:32x32", "drop:32x32", "drop:32x32:zeros", "vectors:16x1", "regroup:32x1"),
+        *("refill", "refill:shrink", "refill+:shrink", "refill+:shrink:extra=0.3", "2:4", "shrink"),
     ),
 }
 
@@ -141,6 +142,7 @@ class _Book:
         self.networks: dict[str, Callable[[str], nn.Module]] = {}
         self.notes: dict[str, tuple[str, ...]] = {}
         self.dense_trained = False
+        self.numel = self.nnz = 0
         self.done, self.parts = 0, 1
 
     def begin(self, parts: int) -> None:
@@ -155,9 +157,9 @@ class _Book:
     def add_dense(self, ticket: Ticket, dense: Ticket | Mapping[str, Tensor] | None) -> None:
         """Dense torch: with the trained weights of level 0 where the caller has given that ticket."""
         work = work_of(self.model, count_cost(self.model, ticket.masks, _one(self.x)))
-        everything = sum(mask.numel() for mask in ticket.masks.values())
         work = dataclasses.replace(work, flops=work.padded)
-        self.entries[DENSE] = Entry(DENSE, everything, everything, None, None, None, None, 0, 0, work)
+        self.numel, self.nnz = ticket.masks.numel, ticket.masks.nnz
+        self.entries[DENSE] = Entry(DENSE, self.numel, self.numel, None, None, None, None, 0, 0, work)
         self.dense_trained = isinstance(dense, Ticket)
         if isinstance(dense, Ticket):
             self.networks[DENSE] = lambda weights: dense.apply(self.model, weights)
@@ -203,20 +205,20 @@ class _Book:
             raise ArgumentError(expected("methods", "each method once", repr(name)))
         rows = rows or ()
         whole = sum(int(mask.sum()) for key, mask in ticket.masks.items() if key not in {row.name for row in rows})
-        live, numel = ticket.masks.nnz, ticket.masks.numel
+        kept = whole + sum(row.kept for row in rows)
         before = math.fsum(row.magnitude_before for row in rows)
         self.networks[name] = network
         self.entries[name] = Entry(
             name=name,
-            live=live,
-            numel=numel,
-            kept=(whole + sum(row.kept for row in rows)) if converted else None,
+            live=ticket.masks.nnz,
+            numel=self.numel,
+            kept=kept if converted else None,
             added=sum(row.added for row in rows) if converted else None,
-            dropped=sum(row.dropped for row in rows) if converted else None,
+            dropped=self.nnz - kept if converted else None,
             magnitude=(math.fsum(row.magnitude for row in rows) / before if before else 1.0) if converted else None,
             stored_before=sum(row.stored_before for row in rows),
             stored=sum(row.stored for row in rows),
-            work=work_of(template, count_cost(self.model, ticket.masks, _one(self.x))),
+            work=work_of(template, count_cost(ticket.architecture(self.model), ticket.masks, _one(self.x))),
             layers=rows,
             notes=notes,
             ticket=ticket,

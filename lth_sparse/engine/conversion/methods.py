@@ -78,6 +78,7 @@ class Method:
         reorder: what brings weights together before blocks are made. ``"fold"``: channels are permuted through the
             layers, see ``order.py``. ``"edge"``: each layer by itself, with an index at its edges (layout
             ``"reordered"``). ``"none"``: nothing.
+        shrink: refill, refill+: remove dead channels from the network afterwards, see ``shrinking.py``.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Method:
     extra: float = 0.05
     ratio: float = 1.5
     reorder: str = "fold"
+    shrink: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
@@ -104,6 +106,10 @@ class Method:
                 raise ArgumentError(expected("block", f"None with method {self.name!r}, which has none", self.block))
             if self.name in UPRIGHT and self.block[1] != 1:
                 raise ArgumentError(expected("block", f"(rows, 1) with method {self.name!r}", self.block))
+        if not isinstance(self.shrink, bool):
+            raise ArgumentTypeError(expected("shrink", "True or False", self.shrink))
+        if self.shrink and self.name not in ("refill", "refill+"):
+            raise ArgumentError(expected("shrink", f"False with method {self.name!r}", True))
         if self.reorder not in ORDERS:
             raise ArgumentError(expected("reorder", f"one of {', '.join(map(repr, ORDERS))}", repr(self.reorder)))
         given = [name for name in ("magnitude", "least", "density") if getattr(self, name) is not None]
@@ -124,9 +130,9 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> Method:
-        """Read ``name[:RxC][:zeros|theta][:edge|unordered][:number=...]``.
+        """Read ``name[:RxC][:zeros|theta][:edge|unordered][:shrink][:number=...]``.
 
-        Such as ``"drop:16x16:zeros"``, ``"vectors:8x1:growth=1.5"``, ``"refill+:extra=0.1"`` or ``"2:4"``.
+        Such as ``"drop:16x16:zeros"``, ``"vectors:8x1:growth=1.5"``, ``"refill+:shrink:extra=0.1"`` or ``"2:4"``.
 
         Raises:
             ArgumentError, ArgumentTypeError: anything else.
@@ -143,6 +149,8 @@ class Method:
                 options["padding"] = word
             elif word in ("edge", "unordered"):
                 options["reorder"] = "none" if word == "unordered" else word
+            elif word == "shrink":
+                options["shrink"] = True
             elif found := re.fullmatch(rf"({'|'.join(NUMBERS)})=(\d+|\d*\.\d+)", word):
                 options[found[1]] = int(found[2]) if found[1] == "least" and found[2].isdigit() else float(found[2])
             else:
@@ -160,6 +168,7 @@ class Method:
         words = [self.name] + ([f"{self.block[0]}x{self.block[1]}"] if self.block else [])
         words += [str(self.padding)] * (self.padding != self._usual)
         words += {"edge": ["edge"], "none": ["unordered"]}.get(self.reorder, [])
+        words += ["shrink"] * self.shrink
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = {name: getattr(self, name) for name in NUMBERS}
         return ":".join([*words, *(f"{name}={value:.12g}" for name, value in given.items() if value != defaults[name])])

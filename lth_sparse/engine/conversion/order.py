@@ -29,15 +29,13 @@ class Ordered:
 
     Attributes:
         ticket: permuted. theta: theta_k permuted likewise, or None.
-        perms: id of the group -> order ``[size]``; only those that change something.
-        groups: of the network.
+        permuted: names of the groups of channels whose order is another.
         notes: layer -> why its rows or columns stay in their order, where blocks ask for another and none can be.
     """
 
     ticket: Ticket
-    theta: dict[str, Tensor] | None
-    perms: dict[int, Tensor]
-    groups: ChannelGroups
+    theta: Mapping[str, Tensor] | None
+    permuted: tuple[str, ...]
     notes: dict[str, str]
 
 
@@ -72,8 +70,7 @@ def fold_order(
     return Ordered(
         with_tensors(ticket, Mask(masks), states),
         None if theta is None else permute_state(theta, groups, perms),
-        perms,
-        groups,
+        tuple(groups[index].name for index in sorted(perms)),
         {name: note for name in names if (note := _fixed(name, masks[name], method.block, groups, channels_last))},
     )
 
