@@ -33,7 +33,7 @@ from lth_sparse.engine import (
     levels,
 )
 from lth_sparse.formats import Mask
-from lth_sparse.nn import dense_state_dict, densify_, plan, sparsify_, tune
+from lth_sparse.nn import dense_state_dict, densify_, plan, shrink_, sparsify_, tune
 from lth_sparse.ops import functional
 from lth_sparse.ops.memory import keep_memory
 
@@ -56,6 +56,7 @@ __all__ = [
     "levels",
     "nn",
     "plan",
+    "shrink_",
     "sparsify_",
     "tune",
 ]

@@ -7,7 +7,15 @@
 from __future__ import annotations
 
 from lth_sparse.nn.base import SparseModule
-from lth_sparse.nn.channels import ChannelGroups, channel_groups, permute_channels_, permute_state, reorder_model
+from lth_sparse.nn.channels import (
+    ChannelGroups,
+    ShrinkReport,
+    channel_groups,
+    permute_channels_,
+    permute_state,
+    reorder_model,
+    shrink_,
+)
 from lth_sparse.nn.convert import dense_state_dict, densify_, sparsify_
 from lth_sparse.nn.dynamic import update_entries_, update_mask_
 from lth_sparse.nn.feature_major import feature_major_
@@ -26,6 +34,7 @@ __all__ = [
     "LayerReport",
     "LinearStack",
     "PlanTable",
+    "ShrinkReport",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
@@ -44,6 +53,7 @@ __all__ = [
     "permute_state",
     "plan",
     "reorder_model",
+    "shrink_",
     "sparse_modules",
     "sparsify_",
     "tune",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lth_sparse.nn.channels import constants
-from lth_sparse.nn.channels.labels import Label, carried, dims_of, fix_all, line, records
+from lth_sparse.nn.channels.labels import Label, carried, dims_of, fix_all, forgotten, line, records
 from lth_sparse.nn.channels.layers import FIXED_INPUT, normalised_over, pointwise, pooled
 from lth_sparse.nn.channels.merge import Combine, bag_rows, combined, elementwise, keep_only, symmetric
 from lth_sparse.nn.channels.merge import unknown as nothing_known
@@ -131,7 +131,7 @@ def _places(call: Call) -> Any:
     value = call.value if isinstance(call.value, Tensor) else call.value[0]
     if len(value.shape) != label.ndim:
         parts = [part.squeeze(tuple(dims)) for part in parts] if dim is not None else []
-    made = [Label(value.shape, [records(part["id"]) for part in parts]) for _ in range(2)]
+    made = [Label(value.shape, forgotten(parts)) for _ in range(2)]
     return made[0] if isinstance(call.value, Tensor) else tuple(made)
 
 
@@ -145,7 +145,9 @@ def _linear(call: Call) -> Any:
         walk.axis(weight.source, 1, inputs["id"])
         for elements in (inputs["id"], outputs):
             call.coupling.rigid(elements, f"{weight.source} is used by the model's own code")
-        result: Any = Label(call.value.shape, [*label.without([last]), carried(records(outputs), last, last + 1)])
+        result: Any = Label(
+            call.value.shape, [*forgotten(label.without([last])), carried(records(outputs), last, last + 1)]
+        )
     else:
         matrix = call.label(1, "weight")
         result = _product(call, label, Label(matrix.shape[::-1], [part.T for part in matrix.parts]))

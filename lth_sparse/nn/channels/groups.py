@@ -25,7 +25,7 @@ from lth_sparse.nn.masks import check_model
 from lth_sparse.nn.report import table
 from lth_sparse.nn.tree import extent
 
-__all__ = ["ChannelGroups", "Group", "Member", "Solved", "channel_groups", "solved", "walk_model"]
+__all__ = ["ChannelGroups", "Group", "Member", "Solved", "channel_groups", "first_names", "solved", "walk_model"]
 
 #: Tensors that the table names for each group.
 SHOWN = 4
@@ -188,9 +188,8 @@ def channel_groups(model: nn.Module, sample_input: Any) -> ChannelGroups:
 
 def walk_model(model: nn.Module, sample_input: Any, masks: Mapping[str, Tensor] | None = None) -> Walk:
     """Walk over the model as it runs in eval mode, and in training mode where that differs."""
+    tensors = _tensors(check_model(model))
     names: dict[int, list[str]] = {}
-    tensors: dict[str, Tensor] = dict(check_model(model).named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     walk = Walk(model, names, masks, trouble=_overlaps({alias[0]: tensors[alias[0]] for alias in names.values()}))
@@ -200,6 +199,18 @@ def walk_model(model: nn.Module, sample_input: Any, masks: Mapping[str, Tensor] 
     if learning.code() != inference.code():
         walk.over(learning, RULES, training=True)
     return walk
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter and buffer -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in _tensors(model).items()}
 
 
 def _overlaps(tensors: Mapping[str, Tensor]) -> dict[str, str]:

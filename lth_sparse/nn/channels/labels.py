@@ -27,6 +27,7 @@ __all__ = [
     "dims_of",
     "fix_all",
     "follow_reshape",
+    "forgotten",
     "line",
     "records",
     "rows_of",
@@ -75,6 +76,11 @@ def records(elements: np.ndarray) -> np.ndarray:
     made = np.zeros(elements.shape, dtype=RECORD)
     made["id"] = elements
     return made
+
+
+def forgotten(parts: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The same channels with nothing known of their values."""
+    return [records(part["id"]) for part in parts]
 
 
 def dims_of(part: np.ndarray) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lth_sparse.nn.channels import constants
-from lth_sparse.nn.channels.labels import Label, carried, dims_of, line, records
+from lth_sparse.nn.channels.labels import Label, carried, dims_of, forgotten, line, records
 from lth_sparse.nn.channels.merge import keep_only, runs_of_rows, symmetric
 from lth_sparse.nn.channels.walk import Call, Reader, as_double, is_nothing, plain
 from lth_sparse.nn.reparam import dense_weight
@@ -93,7 +93,7 @@ def _count_work(call: Call, module: Any) -> None:
 def _linear(call: Call, module: nn.Linear) -> Label:
     label, last = call.label(0), len(call.value.shape) - 1
     outputs = _mixing(call, module, last, padded=False)
-    return Label(call.value.shape, [*label.without([last]), carried(outputs, last, last + 1)])
+    return Label(call.value.shape, [*forgotten(label.without([last])), carried(outputs, last, last + 1)])
 
 
 def _is_padded(module: Any) -> bool:
@@ -118,7 +118,7 @@ def _conv(call: Call, module: Any) -> Label:
         _count_work(call, module)
         split = module.groups == module.in_channels
         outputs = _channelwise(call, module, inputs) if split else _in_groups(call, module, inputs)
-    return Label(call.value.shape, [*others, carried(outputs, dim, ndim)])
+    return Label(call.value.shape, [*forgotten(others), carried(outputs, dim, ndim)])
 
 
 def _channelwise(call: Call, module: Any, inputs: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ def _instance_norm(call: Call, module: Any) -> Label:
     for attribute in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, attribute) is not None:
             call.walk.along(module, attribute, 0, row["id"])
-    return Label(label.shape, [*others, carried(records(row["id"]), dim, ndim)])
+    return Label(label.shape, [*forgotten(others), carried(records(row["id"]), dim, ndim)])
 
 
 def _layer_norm(call: Call, module: Any) -> Label:
@@ -198,8 +198,8 @@ def _layer_norm(call: Call, module: Any) -> Label:
     normalised = range(ndim - len(module.normalized_shape), ndim)
     symmetric(call.coupling, label, normalised, call.what)
     if not any(name in module._parameters and module._parameters[name] is not None for name in ("weight", "bias")):
-        return Label(label.shape, [records(part["id"]) for part in label.parts])
-    parts = label.without(normalised)
+        return Label(label.shape, forgotten(label.parts))
+    parts = forgotten(label.without(normalised))
     for part in label.touching(normalised):
         inside = [dim for dim in dims_of(part) if dim in normalised]
         if len(inside) > 1:
@@ -210,7 +210,7 @@ def _layer_norm(call: Call, module: Any) -> Label:
         for attribute in ("weight", "bias"):
             if module._parameters.get(attribute) is not None:
                 call.walk.along(module, attribute, axis, row["id"])
-        parts += [records(part["id"]) for part in label.touching([dim])]
+        parts += forgotten(label.touching([dim]))
     return Label(label.shape, parts)
 
 
@@ -224,16 +224,16 @@ def _group_norm(call: Call, module: nn.GroupNorm) -> Label:
         if getattr(module, attribute) is not None:
             call.walk.along(module, attribute, 0, row["id"])
     kept = [part for part in others if 1 not in dims_of(part)]
-    return Label(label.shape, [*kept, carried(records(row["id"]), 1, ndim)])
+    return Label(label.shape, [*forgotten(kept), carried(records(row["id"]), 1, ndim)])
 
 
 def _prelu(call: Call, module: nn.PReLU) -> Label:
     label = call.label(0)
     if module.num_parameters == 1:
-        return Label(label.shape, [records(part["id"]) for part in label.parts])
+        return Label(label.shape, forgotten(label.parts))
     row = line(call.coupling, label, 1, f"{call.what} {FIXED_INPUT}")
     call.walk.along(module, "weight", 0, row["id"])
-    return Label(label.shape, [*label.without([1]), carried(records(row["id"]), 1, label.ndim)])
+    return Label(label.shape, [*forgotten(label.without([1])), carried(records(row["id"]), 1, label.ndim)])
 
 
 def _dropout(call: Call, module: nn.Module) -> Label:
@@ -324,7 +324,7 @@ def normalised_over(call: Call, label: Label, dims: Any) -> Label:
         call.fix_inputs(f"{call.what} leaves its axis to torch")
         return plain(call.value)
     symmetric(call.coupling, label, [dim % label.ndim for dim in dims], call.what)
-    return Label(label.shape, [records(part["id"]) for part in label.parts])
+    return Label(label.shape, forgotten(label.parts))
 
 
 def _identity(call: Call, module: nn.Module) -> Label:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from lth_sparse.nn.channels.coupling import PLAIN, Coupling
-from lth_sparse.nn.channels.labels import Label, dims_of, fix_all, records, rows_of
+from lth_sparse.nn.channels.labels import Label, dims_of, fix_all, forgotten, records, rows_of
 
 __all__ = ["Combine", "bag_rows", "combined", "elementwise", "keep_only", "runs_of_rows", "symmetric"]
 
@@ -26,7 +26,7 @@ def elementwise(
     """Label of tensors of ``labels`` combined element by element, broadcast to ``shape``."""
     result = _padded(labels[0], len(shape))
     if len(labels) == 1:
-        result.parts = [records(part["id"]) for part in result.parts]
+        result.parts = forgotten(result.parts)
     for label in labels[1:]:
         other = _padded(label, len(shape))
         parts = combined(coupling, result, other, what, combine)
