@@ -1,10 +1,11 @@
-// Bindings of what orders rows and columns; see module.cpp.
+// Bindings of what orders rows and columns, and of what moves activations into that order; see module.cpp.
 #include <pybind11/stl.h>
 
 #include <tuple>
 #include <vector>
 
 #include "module.h"
+#include "permute.h"
 #include "reorder.h"
 
 namespace py = pybind11;
@@ -51,6 +52,19 @@ int64_t refine(const std::vector<Described>& members, int64_t size, int64_t neig
                         as<int64_t>(order));
 }
 
+void checked_permute(Pointer x, Pointer y, Pointer order, int64_t outer, int64_t features, int64_t inner,
+                     int64_t element_bytes, int threads) {
+  at_least("outer", outer, 0);
+  at_least("features", features, 0);
+  at_least("inner", inner, 0);
+  at_least("threads", threads, 1);
+  const bool any = outer > 0 && features > 0 && inner > 0;
+  not_null("x", x, any);
+  not_null("y", y, any);
+  not_null("order", order, features > 0);
+  permute(as<const void>(x), as<void>(y), as<const int32_t>(order), outer, features, inner, element_bytes, threads);
+}
+
 }  // namespace
 
 void bind_reorder(py::module_& m) {
@@ -58,6 +72,9 @@ void bind_reorder(py::module_& m) {
         py::arg("neighbours"), py::arg("order"), py::arg("near"));
   m.def("reorder_refine", &refine, py::call_guard<py::gil_scoped_release>(), py::arg("members"), py::arg("size"),
         py::arg("neighbours"), py::arg("near"), py::arg("sweeps"), py::arg("seed"), py::arg("order"));
+  m.def("permute", &checked_permute, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("y"),
+        py::arg("order"), py::arg("outer"), py::arg("features"), py::arg("inner"), py::arg("element_bytes"),
+        py::arg("threads"));
 }
 
 }  // namespace binding

@@ -370,6 +370,12 @@ def reorder_refine(
     ``members``, ``order`` and ``near`` as in :func:`reorder_cluster`. At most ``sweeps`` rounds over all items.
     """
 
+def permute(
+    x: int, y: int, order: int, outer: int, features: int, inner: int, element_bytes: int, threads: int
+) -> None:
+    """``y[o, i, :] = x[o, order[i], :]`` of contiguous ``[outer, features, inner]`` elements of 2, 4 or 8 bytes;
+    ``order`` int32 ``[features]``, a permutation. ValueError for another size of element."""
+
 def isa() -> str:
     """The instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``scalar``. RuntimeError as above."""
 

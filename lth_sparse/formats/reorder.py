@@ -21,6 +21,7 @@ import lth_sparse._C as _C
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.formats.bsr import check_block, to_blocks
 from lth_sparse.formats.layout import check_mask
+from lth_sparse.formats.partition import PARTITIONERS, partition
 
 __all__ = ["Member", "Reordering", "live_blocks", "reorder", "reorder_axis"]
 
@@ -81,6 +82,7 @@ def reorder(
     rows: bool = True,
     cols: bool = True,
     method: str = "greedy",
+    exchanges: bool = True,
     seed: int = 0,
     channels_last: bool = False,
 ) -> Reordering:
@@ -93,22 +95,27 @@ def reorder(
         mask: bool, 2 to 4 dimensions. A convolution's rows are its output channels, its columns its input channels.
         block: ``(r, c)`` of the matrix view, as in :meth:`lth_sparse.formats.BSR.from_mask`.
         rows, cols: which axes may be permuted.
-        method: ``"greedy"``, the search of this module.
-        seed: of the exchanges that are tried at random.
+        method: what makes the first groups: ``"greedy"``, the search of this module, or ``"metis"`` or
+            ``"mtkahypar"``, see :mod:`lth_sparse.formats.partition`.
+        exchanges: False leaves the groups as ``method`` made them.
+        seed: of the exchanges that are tried at random, and of the partitioners.
         channels_last: blocks are cut from the weight in channels_last memory order.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument.
+        BackendError: the package of ``method`` is not installed.
     """
     check_mask(mask)
     r, c = check_block(block)
-    for name, value in (("rows", rows), ("cols", cols), ("channels_last", channels_last)):
+    flags = {"rows": rows, "cols": cols, "exchanges": exchanges, "channels_last": channels_last}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise ArgumentTypeError(expected(name, "True or False", value))
-    if method != "greedy":
-        raise ArgumentError(expected("method", "'greedy'", repr(method)))
+    methods = ("greedy", *PARTITIONERS)
+    if method not in methods:
+        raise ArgumentError(expected("method", f"one of {', '.join(map(repr, methods))}", repr(method)))
     search = _Search(mask, (r, c), rows, cols, channels_last and mask.dim() > 2, _checked_seed(seed))
-    search.run()
+    search.run(method, exchanges)
     return search.result()
 
 
@@ -232,15 +239,17 @@ class _Search:
         live = bool(mask.any())
         self.moves_rows, self.moves_cols = rows and r > 1 and live, cols and self.channels > 1 and live
 
-    def run(self) -> None:
+    def run(self, method: str, exchanges: bool) -> None:
         near: dict[str, Tensor] = {}
         if self.moves_rows:
             # What is fixed counts by blocks; what will move by single columns, which may still come together.
             alone = self.mask.flatten(1) if self.moves_cols else self._row_counts()
-            self.rows, near["rows"] = _cluster([_Items.of(alone != 0, self.block[0], 1)], self.rows.numel())
+            self.rows, near["rows"] = self._grouped(method, alone != 0, self.block[0])
         if self.moves_cols:
             alone = self._by_column(self.mask).flatten(1) if self.moves_rows else self._column_counts()
-            self.cols, near["cols"] = _cluster([_Items.of(alone != 0, self.channels, 1)], self.cols.numel())
+            self.cols, near["cols"] = self._grouped(method, alone != 0, self.channels)
+        if not exchanges:
+            return
         for _ in range(ROUNDS if len(near) == 2 else len(near)):
             gained = 0
             if self.moves_rows:
@@ -252,6 +261,11 @@ class _Search:
                 gained += _refine([items], self.cols, near["cols"], self.seed)
             if not gained:
                 break
+
+    def _grouped(self, method: str, live: Tensor, extent: int) -> tuple[Tensor, Tensor]:
+        """A first order of one axis, and for each item those most like it."""
+        order, near = _cluster([_Items.of(live, extent, 1)], live.shape[0])
+        return (order if method == "greedy" else partition(method, live, extent, near, self.seed)), near
 
     def _row_counts(self) -> Tensor:
         """``[rows, block columns]``: live weights of each row, in its own order, in the blocks of ``cols``' order."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lth_sparse._C as _C
+from lth_sparse.ops.backend import kernel_or_reference
 from lth_sparse.ops.library import define, implement, is_plain
 from lth_sparse.ops.strides import empty_activations, is_channels_last, is_feature_major
 
@@ -41,7 +43,30 @@ def _fake_permute(x: Tensor, order: Tensor) -> Tensor:
 
 
 _operator = define("permute(Tensor x, Tensor order) -> Tensor", reference=_permute, fake=_fake_permute)
-implement("permute", "CPU", _permute)
+
+
+def _permute_cpu(x: Tensor, order: Tensor) -> Tensor:
+    if is_feature_major(x):
+        outer, inner = 1, x.shape[2:].numel() * x.shape[0]
+        y = empty_activations(x, x.shape, True)
+    elif _in_channels_last(x):
+        outer, inner = x.shape[0] * x.shape[2:].numel(), 1
+        y = torch.empty_like(x)
+    else:
+        x = x.contiguous()
+        outer, inner = x.shape[0], x.shape[2:].numel()
+        y = torch.empty_like(x)
+    _C.permute(
+        x.data_ptr(), y.data_ptr(), order.data_ptr(), outer, x.shape[1], inner, x.element_size(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+#: Elements are copied whatever they mean.
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+implement("permute", "CPU", kernel_or_reference("permute", _permute_cpu, _DTYPES))
 
 
 class _Permute(torch.autograd.Function):
@@ -69,4 +94,8 @@ def permute(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """
     if order.shape[0] == 0:
         return x
-    return (_apply if is_plain(x) else _Permute.apply)(x, order, place)
+    plain = is_plain(x)
+    if torch.is_grad_enabled():
+        return (_apply if plain else _Permute.apply)(x, order, place)
+    y: Tensor = (_operator.direct if plain else _operator)(x, order)
+    return y

@@ -17,7 +17,18 @@ import pytest
 from lth_sparse import _C
 
 FOLDER = Path(__file__).resolve().parent.parent / "native"
-PARTS = ("microkernels", "linear", "bsr_linear", "conv", "bsr_conv", "bf16", "moves", "rebuild", "concurrency")
+PARTS = (
+    "microkernels",
+    "linear",
+    "bsr_linear",
+    "conv",
+    "bsr_conv",
+    "bf16",
+    "moves",
+    "permute",
+    "rebuild",
+    "concurrency",
+)
 
 
 def made(*target: str) -> str:

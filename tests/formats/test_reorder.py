@@ -165,7 +165,7 @@ def test_one_order_serves_two_tensors_with_blocks_of_their_own() -> None:
         ({"block": (0, 2)}, ArgumentError, "block: expected positive sizes"),
         ({"block": 4}, ArgumentTypeError, "block: expected a pair of ints"),
         ({"rows": 1}, ArgumentTypeError, "rows: expected True or False"),
-        ({"method": "best"}, ArgumentError, "method: expected 'greedy'"),
+        ({"method": "best"}, ArgumentError, "method: expected one of 'greedy', 'metis', 'mtkahypar'"),
         ({"seed": -1}, ArgumentError, "seed: expected an int in"),
     ],
 )

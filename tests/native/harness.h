@@ -190,6 +190,7 @@ void conv_part();
 void bsr_conv_part();
 void bf16_part();
 void moves_part();
+void permute_part();
 void rebuild_part();
 void concurrency_part();
 

@@ -20,6 +20,7 @@ int main(int count, char** arguments) {
                {"bsr_conv", &bsr_conv_part},
                {"bf16", &bf16_part},
                {"moves", &moves_part},
+               {"permute", &permute_part},
                {"rebuild", &rebuild_part},
                {"concurrency", &concurrency_part}};
   lth::thread_grain() = 1;  // even the smallest work is shared

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 OPTIONS: dict[str, dict[str, Any]] = {
     "csr": {"layout": "csr"},
     "bsr": {"layout": "bsr", "block": (2, 2), "cover": "zeros"},
+    "reordered": {"layout": "reordered", "block": (2, 2), "cover": "zeros"},
     "dense": {"layout": "dense"},
 }
 

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[type[SparseModule], Any, tuple[int, ...]]] = {
 LAYOUTS: dict[str, dict[str, Any]] = {
     "csr": {"layout": "csr"},
     "bsr": {"layout": "bsr", "block": (2, 3), "cover": "zeros"},
+    "reordered": {"layout": "reordered", "block": (2, 3), "cover": "zeros"},
     "dense": {"layout": "dense"},
 }
 DENSITIES = {"nothing kept": 0.0, "some kept": 0.4, "all kept": 1.0}

@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "auto": {},
     "csr": {"layout": "csr"},
     "bsr, zeros": {"layout": "bsr", "block": (2, 3), "cover": "zeros"},
+    "reordered": {"layout": "reordered", "block": (2, 3), "cover": "zeros"},
     "auto with a block": {"block": (2, 3)},
     "dense": {"layout": "dense"},
 }

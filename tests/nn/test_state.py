@@ -18,6 +18,7 @@ from lth_sparse.nn import SparseConv2d, SparseLinear
 OPTIONS: dict[str, dict[str, Any]] = {
     "csr": {"layout": "csr"},
     "bsr": {"layout": "bsr", "block": (2, 2), "cover": "zeros"},
+    "reordered": {"layout": "reordered", "block": (2, 2), "cover": "zeros"},
     "bsr_channels_last": {"layout": "bsr", "block": (2, 2), "cover": "zeros", "channels_last": True},
     "dense": {"layout": "dense"},
 }

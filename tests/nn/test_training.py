@@ -23,6 +23,7 @@ OPTIMISERS: dict[str, Callable[..., Optimizer]] = {
 LAYOUTS: dict[str, dict[str, Any]] = {
     "csr": {"layout": "csr"},
     "bsr": {"layout": "bsr", "block": (2, 3), "cover": "zeros"},
+    "reordered": {"layout": "reordered", "block": (2, 3), "cover": "zeros"},
     "dense": {"layout": "dense"},
 }
 
