@@ -58,6 +58,7 @@ LAYER_HEADERS = (
     "magnitude",
     "blocks before",
     "blocks after",
+    "padded MFLOP",
     "values",
     "index",
     "step, csr",
@@ -73,7 +74,7 @@ def ledger_grid(ledger: Ledger, title: str = "") -> Grid:
 
 def layers_grid(entry: Entry) -> Grid:
     """One row for each layer that a method has looked at."""
-    return Grid(entry.name, LAYER_HEADERS, tuple(_layer_row(row) for row in entry.layers), left=2)
+    return Grid(entry.name, LAYER_HEADERS, tuple(_layer_row(entry, row) for row in entry.layers), left=2)
 
 
 def notes_of(ledger: Ledger) -> list[str]:
@@ -213,7 +214,7 @@ def _row(ledger: Ledger, entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _layer_row(row: LayerConversion) -> tuple[str, ...]:
+def _layer_row(entry: Entry, row: LayerConversion) -> tuple[str, ...]:
     layout = row.layout + (f" {row.block[0]}x{row.block[1]}" if row.block else "")
     if not row.converted:
         layout = "as it was"
@@ -227,6 +228,7 @@ def _layer_row(row: LayerConversion) -> tuple[str, ...]:
         percent_cell(row.magnitude / row.magnitude_before if row.magnitude_before else None),
         percent_cell(row.block_density_before),
         percent_cell(row.block_density),
+        f"{entry.padded(row) / 1e6:.3g}",
         size(row.value_bytes),
         size(row.index_bytes),
         *(_shown(row.timings, _layer_step(kind)) for kind in ("csr", "converted")),

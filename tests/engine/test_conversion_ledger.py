@@ -72,6 +72,8 @@ def test_every_method_has_an_entry_and_every_figure(
         assert entry.kept + (entry.dropped or 0) == ticket.masks.nnz
         assert entry.live == entry.kept + (entry.added or 0)
         assert book.loss(entry) is not None
+        assert all(entry.padded(row) > 0 for row in entry.layers)
+    assert book["cover:4x1"].padded(book["cover:4x1"].layers[0]) == 2.0 * 16 * book["cover:4x1"].layers[0].stored
     assert book["csr"].retrained == book["auto"].retrained
     assert book["cover:4x1"].added == book["cover:4x1"].dropped == 0
     assert book["cover:4x1"].accuracy == book["csr"].accuracy

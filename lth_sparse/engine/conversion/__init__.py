@@ -1,7 +1,12 @@
 """From mask to blocks: conversion of an unstructured ticket, with an honest ledger.
 
-``methods.py`` remakes the mask of a layer, ``layer.py`` decides whether that pays, ``conversion.py`` puts the converted
-ticket together. ``ledger.py`` measures every method on one ticket, and ``entries.py`` says which is the best.
+methods     the mask of a layer, remade
+order       channels permuted through the network first, so that blocks get fuller
+layer       what becomes of one layer, and whether that pays
+shrinking   dead channels removed from the network
+conversion  ``convert``: the converted ticket
+ledger      every method on one ticket, measured
+entries     the rows of the ledger, and which of them is the best
 """
 
 from __future__ import annotations

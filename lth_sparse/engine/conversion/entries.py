@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,8 @@ class Entry:
         work: multiplications and bytes. time: None where nothing was timed.
         accuracy: of the trained weights as they come out of the conversion; None without ``evaluate``.
         retrained: after retraining from theta_k, one for each repetition.
-        layers: a row for each layer that the method looked at.
+        layers: a row for each layer that the method looked at. positions: layer -> how often one example's forward pass
+            multiplies each of its weights.
         notes: what a reader must know.
         ticket: for the entry that is chosen; not part of the file.
     """
@@ -102,6 +104,7 @@ class Entry:
     accuracy: float | None = None
     retrained: tuple[float, ...] = ()
     layers: tuple[LayerConversion, ...] = ()
+    positions: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ticket: Ticket | None = field(default=None, repr=False, compare=False)
 
@@ -121,6 +124,10 @@ class Entry:
         """Share of the stored values that is live."""
         live = sum(row.live for row in self.layers)
         return live / self.stored if self.stored else None
+
+    def padded(self, layer: LayerConversion) -> float:
+        """FLOPs of one of ``layers`` in an example's forward pass, padding included; NaN for an unknown layer."""
+        return 2.0 * layer.stored * self.positions.get(layer.name, math.nan)
 
     @property
     def baseline(self) -> bool:
@@ -142,6 +149,7 @@ class Entry:
             "block_density": self.block_density,
             "work": dataclasses.asdict(self.work),
             "time": None if self.time is None else dataclasses.asdict(self.time),
+            "positions": dict(self.positions),
             "layers": [layer.to_dict() for layer in self.layers],
             "ticket": None if self.ticket is None else self.ticket.hash,
         }

@@ -205,6 +205,7 @@ class _Book:
             raise ArgumentError(expected("methods", "each method once", repr(name)))
         rows = rows or ()
         whole = sum(int(mask.sum()) for key, mask in ticket.masks.items() if key not in {row.name for row in rows})
+        cost = count_cost(ticket.architecture(self.model), ticket.masks, _one(self.x))
         kept = whole + sum(row.kept for row in rows)
         before = math.fsum(row.magnitude_before for row in rows)
         self.networks[name] = network
@@ -218,8 +219,9 @@ class _Book:
             magnitude=(math.fsum(row.magnitude for row in rows) / before if before else 1.0) if converted else None,
             stored_before=sum(row.stored_before for row in rows),
             stored=sum(row.stored for row in rows),
-            work=work_of(template, count_cost(ticket.architecture(self.model), ticket.masks, _one(self.x))),
+            work=work_of(template, cost),
             layers=rows,
+            positions={layer.name: layer.positions for layer in cost.layers},
             notes=notes,
             ticket=ticket,
         )
