@@ -155,6 +155,32 @@ class Mixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Vision(nn.Module):
+    """ViT: patches, a class token, one view for q, k and v of all heads with norms of their own, a scaled branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.positions = nn.Parameter(torch.randn(1, 5, 12))
+        self.norm = nn.LayerNorm(12)
+        self.qkv = nn.Linear(12, 36)
+        self.q_norm, self.k_norm = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.out = nn.Linear(12, 12)
+        self.scale = nn.Parameter(torch.randn(12))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        n, length, width = x.shape
+        x = torch.cat((self.token.expand(n, -1, -1), x), 1) + self.positions
+        qkv = self.qkv(self.norm(x)).reshape(n, length + 1, 3, 3, width // 3).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        x = x + self.scale * self.out(y.transpose(1, 2).reshape(n, length + 1, width))
+        return self.head(x[:, 0])
+
+
 def encoder() -> nn.Module:
     """torch's own transformer blocks, before and after the norm."""
     blocks = [

@@ -120,6 +120,37 @@ def test_equivariant_functions_leave_channels_free(function: Any) -> None:
     assert reasons(Between(function)) == [None]
 
 
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def test_a_layer_of_ones_own_is_followed_into_its_weight() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), OwnLinear(20, 6), nn.ReLU(), OwnLinear(6, 2, bias=False))
+    model[4].weight = nn.Parameter(torch.randn(2, 6))
+    groups = channel_groups(model, torch.randn(2, 3, 2, 2))
+    assert [(group.name, group.size, group.free) for group in groups] == [
+        ("0.weight", 5, True),
+        ("2.weight", 6, True),
+        ("4.weight", 2, False),
+    ]
+    assert groups[0].members[-1].repeat == 4
+
+
+def test_a_parameter_that_a_rule_loses_stays() -> None:
+    class Lost(Between):
+        def __init__(self) -> None:
+            super().__init__(F.relu)
+            self.raw = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x) @ self.raw.roll(1, 0) + self.raw.argmax(0))
+
+    model = Lost()
+    groups = channel_groups(model, torch.randn(4, 6))
+    assert all(not group.free for axis in (0, 1) for group in groups.of("raw", axis))
+
+
 def test_a_slice_assigned_in_place_is_refused() -> None:
     def half(x: Tensor) -> Tensor:
         x = x.clone()
@@ -239,6 +270,18 @@ def test_the_model_is_left_as_it_was() -> None:
     assert [m.training for m in model.modules()] == flags
     assert sorted(vars(model)) == attributes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_a_forward_stores_on_its_module_is_gone_again() -> None:
+    class Remembering(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.one(x)
+            return self.two(self.last + torch.ones(8))
+
+    model = Remembering(F.relu)
+    attributes = sorted(vars(model))
+    assert "places are fixed" in str(reasons(model)[0])
+    assert sorted(vars(model)) == attributes
 
 
 def branches(x: Tensor) -> Tensor:

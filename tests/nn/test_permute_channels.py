@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from channel_cases import Dense, Gated, HandWritten, Mixer, Shuffled, Squeezed, encoder, randomise
+from channel_cases import Dense, Gated, HandWritten, Mixer, Shuffled, Squeezed, Vision, encoder, randomise
 from channel_programs import Program, programs
 from hypothesis import given, settings
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
     "squeezed": (Squeezed, IMAGES, 4),
     "shuffled": (Shuffled, IMAGES, 2),
     "dense": (Dense, IMAGES, 2),
+    "vision": (Vision, normal(2, 3, 8, 8), 5),
     "mixer": (Mixer, IMAGES, 3),
 }
 

@@ -203,6 +203,39 @@ def test_batch_norm_turns_a_dead_filter_into_a_constant_of_its_statistics() -> N
     assert [len(tensor) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)] == [3] * 4
 
 
+def test_a_constant_that_is_above_0_in_training_mode_alone_still_learns() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([0.5, -0.5, -0.5, 1.0]))
+        model[1].running_mean.copy_(torch.tensor([2.0, 2.0, -2.0, 0.0]))  # eval: below 0, below 0, above 0
+    masks, x = only({"0.weight": [0, 1, 2]}, model), normal(2, 3, 4, 4)
+    report = shrink_(model, masks, sample_input=x, exact="training")
+    assert report.groups[0].removed == (1,)
+    assert sum(report.groups[0].kept.values()) == 2
+
+
+def test_activations_that_write_in_place_count() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.relu, self.two = nn.Linear(9, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            view = y.view(y.shape[0], 6)
+            self.relu(y)  # nobody takes what it returns
+            return self.two(y) + self.two(view)
+
+    model = InPlace()
+    masks, x = only({"one.weight": [0, 1]}, model), normal(4, 9)
+    with torch.no_grad():
+        model.one.bias[:2] = torch.tensor([-1.0, 1.0])
+    right = masked(copy.deepcopy(model), masks)(x)
+    report = shrink_(model, masks, sample_input=x)
+    torch.testing.assert_close(model(x), right)
+    assert report.removed == 0  # what the view holds then is not known
+
+
 def test_a_residual_channel_goes_only_when_it_is_dead_in_all_members() -> None:
     model = build_model("resnet20", (3, 8, 8)).eval()
     writers = ["conv1.weight", *(f"block{i}.conv2.weight" for i in (1, 2, 3))]

@@ -70,7 +70,8 @@ class Coupling:
         """``count`` elements, consecutive: one run, with borders at its ends."""
         elements = np.arange(self.size, self.size + count, dtype=np.int64)
         self.size += count
-        self.bag(elements)
+        if count:
+            self._bags.append(elements)
         return elements
 
     def link(self, one: np.ndarray, other: np.ndarray, reason: str) -> None:
@@ -108,16 +109,18 @@ class Coupling:
             self._rigid.append((elements, reason))
 
     def mention(self, *elements: np.ndarray) -> None:
-        """Note that something was said of these: :meth:`unmentioned` asks for it."""
+        """Note that something was said of these: :meth:`unmentioned` asks for the others."""
         self._mentioned += elements
 
     def unmentioned(self, elements: np.ndarray) -> np.ndarray:
-        """Those of ``elements`` of which nothing was said since the last call."""
-        left = elements
-        if self._mentioned:
-            left = np.setdiff1d(left, np.concatenate([said.ravel() for said in self._mentioned]))
+        """Those of ``elements`` of which nothing was said since :meth:`forget_mentions`."""
+        if not self._mentioned or not len(elements):
+            return elements
+        return np.setdiff1d(elements, np.concatenate([said.ravel() for said in self._mentioned]))
+
+    def forget_mentions(self) -> None:
+        """Begin anew with what was said."""
         self._mentioned = []
-        return left
 
     def solve(self) -> Solution:
         """Runs and classes under all statements made so far."""

@@ -18,6 +18,7 @@ from lth_sparse.formats import Mask
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.channels.dead import DeadChannels, find_dead
 from lth_sparse.nn.channels.groups import Solved, first_names, solved, walk_model
+from lth_sparse.nn.channels.trace import Backup
 from lth_sparse.nn.channels.walk import Walk
 from lth_sparse.nn.masks import check_model, discover, requests_for
 from lth_sparse.nn.reparam import dense_type, dense_weight, parametrizations
@@ -134,7 +135,7 @@ def shrink_(
         raise ArgumentError("model: expected a dense one, but it has sparse layers; densify_ it first")
     tree = ModuleTree(model)
     requests = requests_for(tree, discover(tree)[0] if masks is None else masks)
-    backup = _Backup(model)
+    backup = Backup(model)
     before = sum(parameter.numel() for parameter in model.parameters())
     try:
         _apply_masks(model, {id(m): request.mask for request in requests for m in request.modules})
@@ -160,26 +161,6 @@ def shrink_(
     except BaseException:
         backup.restore()
         raise
-
-
-class _Backup:
-    """Everything about a model's modules that is changed here; tensors are replaced, never written to."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._states = [
-            (module, type(module), {key: _copied(value) for key, value in vars(module).items()})
-            for module in model.modules()
-        ]
-
-    def restore(self) -> None:
-        for module, kind, state in self._states:
-            module.__class__ = kind
-            vars(module).clear()
-            vars(module).update(state)
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict) else value
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 from lth_sparse.nn.base import SparseModule
 
-__all__ = ["SampleSize", "Trace", "trace"]
+__all__ = ["Backup", "SampleSize", "Trace", "trace"]
 
 #: What can be asked of a tensor without looking at its data.
 _FACTS = {
@@ -28,6 +28,27 @@ _FACTS = {
     *("is_mps", "is_cpu", "is_meta", "is_leaf", "itemsize", "nbytes", "names"),
 }
 _ASKED = {"dim", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "get_device", "stride"}
+
+
+class Backup:
+    """What the modules of a model hold, to be put back; tensors are not copied."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._states = [
+            (module, type(module), {key: _copied(value) for key, value in vars(module).items()})
+            for module in model.modules()
+        ]
+
+    def restore(self) -> None:
+        """Put everything back: classes, attributes, parameters, buffers, submodules, hooks."""
+        for module, kind, state in self._states:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update({key: _copied(value) for key, value in state.items()})
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict) else value
 
 
 class SampleSize(int):
@@ -72,11 +93,15 @@ class Trace:
     Attributes:
         graph: nodes in the order of execution.
         values: node -> its value (tensors detached).
+        written: node -> the earlier nodes whose memory it wrote to, in place.
     """
 
-    def __init__(self, graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    def __init__(
+        self, graph: fx.Graph, values: dict[fx.Node, Any], written: dict[fx.Node, list[fx.Node]] | None = None
+    ) -> None:
         self.graph = graph
         self.values = values
+        self.written = written or {}
 
     def code(self) -> list[tuple[str, str, str]]:
         """What the graph does, comparable between traces."""
@@ -122,6 +147,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.values: dict[fx.Node, Any] = {}
         self._leaves, self._args, self._kwargs = leaves, args, kwargs
+        self.written: dict[fx.Node, list[fx.Node]] = {}
         self._samples: dict[str, Any] = {}
         self._running = False
 
@@ -147,8 +173,15 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
-        if kind != "output":
-            self.values[node] = self._run(node)
+        if kind == "output":
+            return node
+        used = [item for item in map(self.values.get, node.all_input_nodes) if isinstance(item, Tensor)]
+        versions = [tensor._version for tensor in used]
+        earlier = list(self.values.items())
+        self.values[node] = self._run(node)
+        memory = {_memory(t) for t, version in zip(used, versions, strict=True) if t._version != version}
+        if memory:
+            self.written[node] = [one for one, item in earlier if isinstance(item, Tensor) and _memory(item) in memory]
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -177,6 +210,10 @@ class _Tracer(fx.Tracer):
             return node.target(*args, **kwargs)
         finally:
             self._running = before
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _call_in_eval(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -209,8 +246,7 @@ def trace(model: nn.Module, sample_input: Any, leaves: Callable[[nn.Module], boo
     args: tuple[Any, ...] = sample_input if isinstance(sample_input, tuple) else (sample_input,)
     args = () if isinstance(sample_input, Mapping) else args
     tracer = _Tracer(leaves, args, kwargs)
-    flags = [(module, module.training) for module in model.modules()]
-    attributes = set(vars(model))
+    backup = Backup(model)
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
@@ -220,11 +256,8 @@ def trace(model: nn.Module, sample_input: Any, leaves: Callable[[nn.Module], boo
     except Exception as error:
         raise ArgumentError(_explain(tracer, error)) from error
     finally:
-        for module, mode in flags:
-            module.training = mode
-        for name in set(vars(model)) - attributes:  # fx keeps constants of a trace on the model
-            delattr(model, name)
-    return Trace(graph, tracer.values)
+        backup.restore()  # flags, constants that fx keeps on the model, what a forward stored on its module
+    return Trace(graph, tracer.values, tracer.written)
 
 
 def _explain(tracer: _Tracer, error: Exception) -> str:

@@ -7,7 +7,7 @@ rule fixes all channels that reach it, so what is not understood is never permut
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lth_sparse.nn.base import SparseModule
 from lth_sparse.nn.channels.coupling import Coupling
-from lth_sparse.nn.channels.labels import Label, carried, fix_all, records
+from lth_sparse.nn.channels.labels import Label, carried, fix_all, forgotten, records
 from lth_sparse.nn.channels.trace import SampleSize, Trace
 from lth_sparse.nn.reparam import dense_type, parametrizations, weight_mask
 
@@ -80,6 +80,12 @@ class Walk:
                 call.fix_inputs("it is an output of the model")
                 continue
             labels[node] = rules(self, node, trace, labels, training)
+            for earlier in trace.written.get(node, ()):  # the same channels, but other values
+                label = labels[earlier]
+                if node.args and earlier is node.args[0] and isinstance(labels[node], Label):
+                    labels[earlier] = labels[node]
+                elif isinstance(label, Label):
+                    labels[earlier] = replace(label, parts=forgotten(label.parts))
 
     def axis(self, name: str, axis: int, elements: np.ndarray | None = None, span: Any = None) -> np.ndarray:
         """The elements along an axis of a parameter or buffer; ``elements`` says which they are, if they are given.
@@ -249,18 +255,22 @@ class Rules:
 
 def _followed(call: Call, rule: Rule) -> Any:
     """The result of a rule; channels that neither come out nor were spoken of must not move."""
-    before = _elements(call.inputs())
-    call.coupling.unmentioned(before)
+    before: list[Label] = []
+    _gather((call.label_args, call.label_kwargs), before)
+    call.coupling.forget_mentions()
     result = rule(call)
     after: list[Label] = []
     _gather(result, after)
-    lost = np.setdiff1d(call.coupling.unmentioned(before), _elements([call.resolved(label) for label in after]))
-    call.coupling.fix(lost, f"{call.what} leads nowhere that could be followed")
+    lost = np.setdiff1d(_elements(call.walk, before), _elements(call.walk, after))
+    call.coupling.fix(call.coupling.unmentioned(lost), f"{call.what} leads nowhere that could be followed")
     return result
 
 
-def _elements(labels: list[Label]) -> np.ndarray:
+def _elements(walk: Walk, labels: list[Label]) -> np.ndarray:
+    """All elements of labels; of a parameter's those that something has asked for."""
     found = [part["id"].ravel() for label in labels for part in label.parts]
+    sources = {label.source for label in labels}
+    found += [elements for (name, _, _), elements in walk.axes.items() if name in sources]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
