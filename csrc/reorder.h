@@ -1,9 +1,9 @@
 // One axis of a sparse matrix put in an order in which its blocks are few and full.
 //
-// What is permuted are `size` items: the rows of a mask, or its columns, or a channel that is rows of one tensor and
-// columns of another. Each tensor is a member: a sparse matrix [size, features] of counts, of which `extent` consecutive
-// items make a block row. The order is found in two steps: like items are put together, and then items change places as
-// long as that makes the blocks fewer or fuller.
+// What is permuted are `size` items: the rows of a mask, or its columns, or channels that are rows of one tensor and
+// columns of another. Each tensor is a member: a sparse matrix [size, features] of counts, of which `extent`
+// consecutive items make a block row. The order is found in two steps: like items are put together, and then items
+// change places as long as that makes the blocks fewer or fuller.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ struct ReorderMember {
 // is full; a group of the largest extent is divided into groups of the next one likewise. Items without a feature come
 // last.
 //
-// order: [size], the item at each place. near: [size * neighbours], the items most like each, best first; -1 where there
-// are fewer.
+// order: [size], the item at each place. near: [size * neighbours], the items most like each, best first; -1 where
+// there are fewer.
 void reorder_cluster(const std::vector<ReorderMember>& members, int64_t size, int64_t neighbours, int64_t* order,
                      int32_t* near);
 
@@ -36,8 +36,8 @@ void reorder_cluster(const std::vector<ReorderMember>& members, int64_t size, in
 //
 //   weight * ([n > 0] + 32 (1 - exp(-4 n / (extent * width)))),     n the live weights in the block.
 //
-// The first term counts live blocks. The second tells full ones from those that a stray weight keeps alive: it stays
-// nearly linear, and so indifferent, for those, and rewards bringing weights together where all blocks are alive.
+// The first term counts live blocks. The second tells full ones from those that a stray weight keeps alive: for those
+// it is nearly linear, and so indifferent, and it rewards bringing weights together where all blocks are alive.
 // Tried are the places around the items in `near`, as made by reorder_cluster, and a few drawn at random.
 //
 // Returns how many exchanges were made, in at most `sweeps` rounds over all items.

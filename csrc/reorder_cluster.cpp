@@ -74,7 +74,8 @@ class Likeness {
     for (int64_t j : others) {
       double beyond = 0.0;
       for (const Bits& bits : members_) {
-        const int64_t shared = shared_bits(&bits.rows[item * bits.words], &bits.rows[j * bits.words], bits.words);
+        const uint64_t* rows = bits.rows.data();
+        const int64_t shared = shared_bits(rows + item * bits.words, rows + j * bits.words, bits.words);
         beyond += bits.weight *
                   (static_cast<double>(shared) - bits.chance * bits.degree[item] * bits.degree[j]);
       }

@@ -39,7 +39,8 @@ class Blocks {
     counts_.resize(static_cast<size_t>(rows * member.features));
     cost_.resize(static_cast<size_t>(area + 1));
     for (int64_t n = 1; n <= area; ++n) {
-      cost_[n] = member.weight * (1.0 + kFullness * (1.0 - std::exp(-4.0 * static_cast<double>(n) / static_cast<double>(area))));
+      const double full = 1.0 - std::exp(-4.0 * static_cast<double>(n) / static_cast<double>(area));
+      cost_[n] = member.weight * (1.0 + kFullness * full);
     }
     for (int64_t place = 0; place < size; ++place) move(order[place], place, 1);
   }
@@ -55,8 +56,8 @@ class Blocks {
   double exchange(int64_t a, int64_t place_a, int64_t b, int64_t place_b) const {
     const int64_t row_a = place_a / member_.extent, row_b = place_b / member_.extent;
     if (row_a == row_b) return 0.0;
-    const int32_t* in_a = &counts_[row_a * member_.features];
-    const int32_t* in_b = &counts_[row_b * member_.features];
+    const int32_t* in_a = counts_.data() + row_a * member_.features;
+    const int32_t* in_b = counts_.data() + row_b * member_.features;
     const int64_t end_a = member_.offsets[a + 1], end_b = member_.offsets[b + 1];
     int64_t i = member_.offsets[a], j = member_.offsets[b];
     double added = 0.0;
@@ -74,7 +75,7 @@ class Blocks {
   }
 
   void move(int64_t item, int64_t place, int32_t sign) {
-    int32_t* row = &counts_[place / member_.extent * member_.features];
+    int32_t* row = counts_.data() + place / member_.extent * member_.features;
     for (int64_t k = member_.offsets[item]; k < member_.offsets[item + 1]; ++k) {
       row[member_.feature[k]] += sign * member_.amount[k];
     }
@@ -82,7 +83,7 @@ class Blocks {
 
  private:
   double change(int64_t item, int64_t place, int32_t sign) const {
-    const int32_t* row = &counts_[place / member_.extent * member_.features];
+    const int32_t* row = counts_.data() + place / member_.extent * member_.features;
     double added = 0.0;
     for (int64_t k = member_.offsets[item]; k < member_.offsets[item + 1]; ++k) {
       // A full row has no room for the item before another one leaves.

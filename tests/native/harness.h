@@ -191,6 +191,7 @@ void bsr_conv_part();
 void bf16_part();
 void moves_part();
 void permute_part();
+void reorder_part();
 void rebuild_part();
 void concurrency_part();
 

@@ -21,6 +21,7 @@ int main(int count, char** arguments) {
                {"bf16", &bf16_part},
                {"moves", &moves_part},
                {"permute", &permute_part},
+               {"reorder", &reorder_part},
                {"rebuild", &rebuild_part},
                {"concurrency", &concurrency_part}};
   lth::thread_grain() = 1;  // even the smallest work is shared

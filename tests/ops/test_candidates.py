@@ -40,8 +40,8 @@ def test_column_vectors_are_candidates_where_they_lie() -> None:
     assert "reordered 4x1" not in found  # they are as full as they can be
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (16, 16, 3, 3), (0, 5), (3, 2)])
-@pytest.mark.parametrize("density", [0.0, 0.05])
+@pytest.mark.parametrize("shape", [(128, 128), (64, 64, 3, 3), (0, 5), (3, 2)])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.4])
 def test_a_mask_without_structure_is_not_reordered(
     shape: tuple[int, ...], density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +67,8 @@ def test_the_estimate_is_about_what_reordering_achieves() -> None:
     noise = torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) < 0.05
     blocks = live_blocks(noise, (4, 1), reorder(noise, (4, 1)).rows)
     assert float(blocks[blocks > 0].float().mean()) / 4 < likely_fill(noise, 4) < 0.6
+    assert likely_fill(noise, 4) == pytest.approx(likely_fill(noise, 4, by_chance=True), rel=0.1)
+    assert likely_fill(mask, 4, by_chance=True) < 0.7
     assert likely_fill(torch.zeros(4, 4, dtype=torch.bool), 2) == 1.0
 
 
@@ -92,7 +94,7 @@ def test_blocks_that_win_are_taken_and_named(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert choice.order is not None
     layout = Reordered.from_mask(hidden((8, 8), (8, 8)), (8, 8), "zeros", order=choice.order)
-    assert layout.nblocks == choice.order.blocks_after < choice.order.blocks_before
+    assert layout.nblocks == choice.order.blocks_after
 
 
 @pytest.mark.parametrize("reordered", [1.99, 2.5])
