@@ -1,7 +1,7 @@
 """From mask to blocks on a network of the paper: tickets at 95% sparsity, the ledger of every method, over seeds.
 
     python -m lth_sparse.benchmarks.conversion lenet --output runs/blocks-lenet
-    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6 --seeds 2 --threads 2 --prunings 2
+    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6 --seeds 2 --threads 2 --prunings 2 --iterations 200
 
 For each seed: the search for an unstructured ticket with at most 5% of the weights; the same search with 4x1 vectors,
 and with 16x16 blocks, pruned as a whole (block-aware pruning is a method too, which only a search can carry out); then
@@ -60,7 +60,7 @@ class Settings:
     aware: bool = True
     prunings: int = 1
     methods: tuple[str, ...] | None = None
-    seconds: float = 2.0
+    seconds: float = 1.0
 
     def preset(self) -> Preset:
         """The quick budget on digits."""
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", help="with commas; the standard ones by default")
     parser.add_argument("--prunings", type=int, default=1, help="of the paper's, that each level does at once")
     parser.add_argument("--no-aware", action="store_true", help="leave out the searches with whole blocks")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for which each network is timed")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for which each network is timed")
     given = parser.parse_args(arguments)
     return run(
         Settings(
