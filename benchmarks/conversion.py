@@ -1,7 +1,7 @@
 """From mask to blocks on a network of the paper: tickets at 95% sparsity, the ledger of every method, over seeds.
 
     python -m lth_sparse.benchmarks.conversion lenet --output runs/blocks-lenet
-    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6 --seeds 2 --threads 2 --prunings 2 --iterations 200
+    python -m lth_sparse.benchmarks.conversion conv6 --output runs/blocks-conv6
 
 For each seed: the search for an unstructured ticket with at most 5% of the weights; the same search with 4x1 vectors,
 and with 16x16 blocks, pruned as a whole (block-aware pruning is a method too, which only a search can carry out); then
@@ -37,6 +37,12 @@ from .machine import about
 
 #: Searches whose tickets are compared: what the ledger calls them, and their granularity.
 AWARE = {"IMP vector:4x1": "vector:4x1", "IMP block:16x16": "block:16x16"}
+#: Budgets of ten (LeNet) and twenty minutes (the others) on two cores, where the command line says nothing else.
+USUAL: dict[str, dict[str, int]] = {
+    "lenet": {"seeds": 3, "threads": 1, "prunings": 1},
+    **{name: {"seeds": 2, "threads": 2, "prunings": 2, "iterations": 200} for name in ("conv2", "conv4", "conv6")},
+}
+NUMBERS = ("seeds", "iterations", "threads", "prunings")
 #: The share of the weights that is left at most, and the points of accuracy that a conversion may lose.
 DENSITY, BUDGET = 0.05, 0.5
 
@@ -265,29 +271,23 @@ def run(settings: Settings) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m lth_sparse.benchmarks.conversion", description=__doc__)
-    parser.add_argument("network", choices=sorted(name for name in PRESETS if "dropout" not in name))
+    parser.add_argument("network", choices=sorted(USUAL))
     parser.add_argument("--output", type=Path, required=True, help="directory of the searches and ledgers")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, help="of each training; the quick preset's by default")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, help="3 for lenet, else 2")
+    parser.add_argument("--iterations", type=int, help="of each training; the quick preset's for lenet, else 200")
+    parser.add_argument("--threads", type=int, help="1 for lenet, else 2")
     parser.add_argument("--methods", help="with commas; the standard ones by default")
-    parser.add_argument("--prunings", type=int, default=1, help="of the paper's, that each level does at once")
+    parser.add_argument(
+        "--prunings", type=int, help="of the paper's, that each level does at once; 1 for lenet, else 2"
+    )
     parser.add_argument("--no-aware", action="store_true", help="leave out the searches with whole blocks")
     parser.add_argument("--seconds", type=float, default=1.0, help="for which each network is timed")
     given = parser.parse_args(arguments)
-    return run(
-        Settings(
-            given.network,
-            given.output,
-            given.seeds,
-            given.iterations,
-            given.threads,
-            not given.no_aware,
-            given.prunings,
-            None if given.methods is None else tuple(given.methods.split(",")),
-            given.seconds,
-        )
-    )
+    usual = USUAL[given.network]
+    numbers = {name: usual.get(name) if getattr(given, name) is None else getattr(given, name) for name in NUMBERS}
+    methods = None if given.methods is None else tuple(given.methods.split(","))
+    own: dict[str, Any] = {**numbers, "aware": not given.no_aware, "methods": methods, "seconds": given.seconds}
+    return run(Settings(given.network, given.output, **own))
 
 
 if __name__ == "__main__":
