@@ -138,6 +138,33 @@ def test_where_rows_cannot_move_an_index_at_the_edge_is_tried_and_timed(
     assert row.layout == "reordered" or "own order" in row.note or "no faster" in row.note
 
 
+class Branching(nn.Module):
+    """Runs, but cannot be traced: it looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(y if float(y.sum()) > 0 else -y)
+
+
+def test_a_network_that_cannot_be_traced_is_converted_in_its_own_order_and_that_is_said(seed: int) -> None:
+    model, x = Branching(), torch.randn(3, 12)
+    state = dict(model.state_dict())
+    masks = {name: torch.rand(state[name].shape) < 0.3 for name in ("one.weight", "two.weight")}
+    ticket = Ticket.of(masks, state, state)
+    common = {"model": model, "sample_input": x, "only_gains": False}
+    made = ls.convert(ticket, method="cover:4x1", **common)
+    assert "not reordered" in made.notes[0]
+    assert made.ticket.masks.equals(masks)
+    assert all("own order" in row.note for row in made.layers)
+    made = ls.convert(ticket, method="shrink", **common)
+    assert made.notes[0].startswith("nothing was removed: ")
+    assert made.ticket.masks.equals(masks)
+
+
 def test_without_the_network_the_order_stays_and_that_is_said(ticket: Ticket) -> None:
     made = ls.convert(ticket, method="cover:4x1")
     assert "stay in their order" in made.notes[0]

@@ -23,7 +23,7 @@ from lth_sparse.engine.conversion.shrinking import shapes_before, shrink_ticket,
 from lth_sparse.engine.conversion.values import dense_theta, remade_ticket
 from lth_sparse.engine.selection import matching
 from lth_sparse.engine.ticket import Ticket
-from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
+from lth_sparse.errors import ArgumentError, ArgumentTypeError, InvariantError, expected
 from lth_sparse.ops.measure import BUDGET
 
 __all__ = ["Conversion", "convert", "device_of"]
@@ -76,7 +76,8 @@ def convert(
             :mod:`lth_sparse.engine.conversion.methods`.
         dense: theta_k of all weights, for methods that add some: the ticket of level 0, or a state dict.
         model, sample_input: the plain architecture and an input of it. With them channels are reordered through the
-            layers before blocks are made, and layers are timed: those without a gain stay as they are.
+            layers before blocks are made, and layers are timed: those without a gain stay as they are. A network that
+            torch.fx cannot trace is neither reordered nor shrunk, and ``notes`` say so.
         layers: names or globs of the only layers to convert; all pruned ones by default.
         only_gains: False converts layers whatever that gains, and times none.
         seed: of the reordering.
@@ -101,9 +102,15 @@ def convert(
             notes.append("channels stay in their order, as model and sample_input were not given")
         else:
             wanted = {name for name, reason in reasons.items() if not reason}
-            ordered = fold_order(
-                ticket, theta, asked, wanted, model, sample_input, channels_last=channels_last, seed=seed
-            )
+            try:
+                ordered = fold_order(
+                    ticket, theta, asked, wanted, model, sample_input, channels_last=channels_last, seed=seed
+                )
+            except ArgumentError as error:  # a network that cannot be traced; its layers' edges are left
+                notes.append(f"channels are not reordered through the layers: {error}")
+                ordered = dataclasses.replace(
+                    ordered, notes=dict.fromkeys(wanted, "rows and columns in their own order")
+                )
     device, clock = device_of(target), None
     if only_gains and model is not None and sample_input is not None and device is not None:
         clock = Clock(model, sample_input, device, budget)
@@ -158,7 +165,11 @@ def _shrunk(
     made: Ticket, ticket: Ticket, rows: list[LayerConversion], model: nn.Module, sample_input: Any, notes: list[str]
 ) -> tuple[Ticket, list[LayerConversion]]:
     """Without dead channels; what is to be said of that is added to ``notes``."""
-    shrunk = shrink_ticket(made, model, sample_input)
+    try:
+        shrunk = shrink_ticket(made, model, sample_input)
+    except (ArgumentError, InvariantError) as error:
+        notes.append(f"nothing was removed: {error}")
+        return made, rows
     notes.extend(shrunk.notes)
     small = shrunk.ticket
     shapes = shapes_before(made, small)
