@@ -78,8 +78,7 @@ def _metis(metis: Any, live: Tensor, rows: Tensor, near: Tensor, count: int, see
     options = metis.Options(seed=seed % (1 << 31), ufactor=round(1000 * IMBALANCE))
     found = metis.part_graph(
         count,
-        xadj=starts.tolist(),
-        adjncy=place[second].tolist(),
+        metis.CSRAdjacency(starts.tolist(), place[second].tolist()),
         eweights=(shared + 1).tolist(),  # METIS wants positive weights
         options=options,
         recursive=False,
