@@ -231,7 +231,8 @@ class Ledger:
             text = f"The ticket itself ({chosen.name}) is the best: no conversion within {budget_loss:g} points "
             return Best(chosen, text + ("trains faster." if timed else "multiplies less."))
         if timed and chosen.time is not None:
-            gain = ", ".join(f"{chosen.time.step_ratios[name].median:.2f}x {name}" for name in (CSR, AUTO, DENSE))
+            ratios = [(name, chosen.time.step_ratios[name]) for name in (CSR, AUTO, DENSE)]
+            gain = ", ".join(f"{span.median:.2f}x {name} [{span.low:.2f}, {span.high:.2f}]" for name, span in ratios)
             return Best(chosen, f"{chosen.name}: a training step at {gain}; {price}.")
         share = chosen.work.padded / self[CSR].work.padded if self[CSR].work.padded else math.nan
         how = f"{share:.2f} of the ticket's multiplications, the choice's measure as no time was taken"
