@@ -18,6 +18,7 @@ def entry(name: str, ratio: float, lost: float | None, padded: float = 100.0) ->
         "name": name,
         "density": 0.05,
         "points_lost": lost,
+        "retrained": [] if lost is None else [0.98 - lost / 100],
         "work": {"padded": padded},
         "time": {"step_ratios": ratios, "forward_ratios": ratios},
     }
@@ -34,7 +35,7 @@ def test_figures_are_means_over_the_seeds_with_all_of_them_kept() -> None:
     row = rows[-1]
     assert (row.name, row.losses, row.csr) == ("vectors", (0.2, 0.6), (1.2, 1.4))
     assert row.loss == pytest.approx(0.4)
-    assert "0.40 [+0.20, +0.60]" in grid(rows, 2).rows[-1][3]
+    assert "0.40 [+0.20, +0.60]" in grid(rows, 2).rows[-1][4]
     assert rows[0].losses == ()
 
 
@@ -65,12 +66,22 @@ def test_otherwise_it_says_what_stands_against_it(
     assert words in text
 
 
+def test_a_ticket_that_has_not_learnt_decides_nothing() -> None:
+    books = ledgers({"refill": (3.0, 0.0)})
+    for book in books:
+        for one in book["entries"]:
+            one["retrained"] = [0.1]
+    holds, text = verdict(across(books))
+    assert not holds
+    assert text.startswith("Not decided: the ticket itself reaches 10.0%")
+
+
 def test_baselines_are_never_the_answer() -> None:
     assert not verdict(across(ledgers({}, {})))[0]
 
 
 def test_a_row_is_faster_only_where_every_seed_is() -> None:
-    row = Row("x", 0.1, (0.0,), (1.2, 1.0), (1.0,), (1.0,), (1.0,), 1.0)
+    row = Row("x", 0.1, (0.0,), (0.98,), (1.2, 1.0), (1.0,), (1.0,), (1.0,), 1.0)
     assert not row.faster
 
 
