@@ -8,7 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/lenet
 PYTEST_ARGS ?=
+WORKERS ?= auto
 BENCH_ARGS ?=
+GATE_ARGS ?=
 GPU_OUT ?= runs/gpu
 GPU_MINUTES ?= 9
 GPU_PYTHON ?= $(BIN)/python
@@ -38,8 +40,9 @@ setup: $(PACKAGE) ## make .venv, install the pinned requirements, build and inst
 ticket: $(PACKAGE) ## find a winning ticket in LeNet-300-100 (under 5 minutes on 2 cores), resume it, or show it again
 	$(BIN)/lth-sparse find lenet --quick --output $(RUN)
 
-test: $(PACKAGE) $(OLDEST) ## run the tests (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# File by file, so that what the tests of a file share is made once. WORKERS=0 runs everything in one process.
+test: $(PACKAGE) $(OLDEST) ## run the tests, on all cores (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(REQUIREMENTS) ## ruff: rules and formatting, changing nothing
 	$(BIN)/ruff check .
@@ -81,8 +84,8 @@ bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv benc
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(PACKAGE)) ## on a machine with an NVIDIA GPU: the tests that need one, the benchmarks, plots (GPU_OUT=folder)
 	$(GPU_PYTHON) -m lth_sparse.benchmarks.gpu.session --out $(GPU_OUT) --minutes $(GPU_MINUTES) -- $(PYTEST_ARGS)
 
-gpu-compile: $(PACKAGE) ## without a GPU: compile the Triton kernels for several, print registers, memory, instructions
-	$(BIN)/python tests/kernel_gate.py
+gpu-compile: $(PACKAGE) ## without a GPU: compile the Triton kernels for several, print registers, memory (GATE_ARGS=--help)
+	$(BIN)/python tests/kernel_gate_run.py $(GATE_ARGS)
 
 clean: ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

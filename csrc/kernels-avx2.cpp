@@ -36,7 +36,6 @@ namespace avx2 {
 #include "shift-inl.h"
 #include "gradient-inl.h"
 inline void fill_dot(Bf16Kernels&) {}  // none here
-#include "table-inl.h"
 }  // namespace avx2
 }  // namespace lth
 
@@ -45,5 +44,12 @@ inline void fill_dot(Bf16Kernels&) {}  // none here
 #else
 #pragma GCC pop_options
 #endif
+
+namespace lth {
+namespace avx2 {
+// Outside the region: which microkernels there are can be asked for on every processor.
+#include "table-inl.h"
+}  // namespace avx2
+}  // namespace lth
 
 #endif  // x86-64

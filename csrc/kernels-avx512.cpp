@@ -45,8 +45,6 @@ namespace avx512 {
 #include "relu-inl.h"
 #include "shift-inl.h"
 #include "gradient-inl.h"
-void fill_dot(Bf16Kernels& k);
-#include "table-inl.h"
 }  // namespace avx512
 }  // namespace lth
 
@@ -85,6 +83,9 @@ void fill_dot(Bf16Kernels& k) {
   add_dot<1>(k);
   add_dot<2>(k);
 }
+
+// Outside the regions: which microkernels there are can be asked for on every processor.
+#include "table-inl.h"
 
 }  // namespace avx512
 }  // namespace lth

@@ -1,6 +1,6 @@
-// Fills the KernelTable of the instruction set whose namespace and target region surround this file, from
-// microkernels.def. The only other content of an instruction set is its Vec (simd-*-inl.h). Needs LTH_ISA, the set's
-// name as a string.
+// Fills the KernelTable of the instruction set whose namespace surrounds this file, from microkernels.def. The only other
+// content of an instruction set is its Vec (simd-*-inl.h). Needs LTH_ISA, the set's name as a string. It stands outside
+// the set's target region, for tables are filled on every processor, to name the microkernels of all sets.
 
 template <class T, int Tile, class Index>
 void add_spmm(IndexedKernels<T, Index>& k) {

@@ -21,8 +21,8 @@ __all__ = ["REDUCE_BLOCK", "before_relu", "reduce_kernel", "scatter_kernel", "we
            "weight_gradient_programs", "wide"]  # fmt: skip
 
 INT32_END = 2**31
-#: Elements that one program of the reduction adds up.
-REDUCE_BLOCK = 1024
+#: Elements that one program of the reduction adds up; block rows that a program looks at at once to find its own.
+REDUCE_BLOCK, MOST_SEARCHED = 1024, 1024
 
 
 @triton.jit
@@ -206,7 +206,7 @@ def weight_gradient(
         grad, activated, x, flags, parts, bias_parts, crow, col,
         m_size, rows, n_size, x.shape[1], split_size, dvalues.numel(), *grad.stride(), *a_strides, *x.stride(),
         R=r, R_P=r_p, C=c, C_P=c_p, WIDE=wide(x, grad, activated), PRECISION=tile.precision,
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SEARCH=min(padded(rows), 1024),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, SEARCH=min(padded(rows), MOST_SEARCHED),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     for part, total in ((parts, dvalues), (bias_parts, dbias)):

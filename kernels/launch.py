@@ -14,12 +14,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lth_sparse.kernels import tables, trials
 from lth_sparse.kernels.tables import Bucket
+from lth_sparse.kernels.tiles import CSR_PRODUCTS, LEAST_SIDE, AnyTile, Tile, kind_of, unstructured_fault
 
-__all__ = ["CONV_PRODUCTS", "DTYPES", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem", "Tile", "beside_relu", "cdiv",
-           "fault", "heuristic", "install", "installed", "padded", "read_table", "select", "splits_for",
+__all__ = ["CONV_PRODUCTS", "CSR_PRODUCTS", "DTYPES", "LEAST_SIDE", "NHWC_PRODUCTS", "PRODUCTS", "Device", "Problem",
+           "Tile", "asked", "beside_relu", "cdiv", "fault", "forget", "heuristic", "in_precision", "install",
+           "installed", "measured", "padded", "precision_of", "read_table", "select", "splits_for",
            "without_runs"]  # fmt: skip
 
 TABLES = Path(__file__).parent / "tables"
@@ -30,8 +33,6 @@ CONV_PRODUCTS = ("conv_forward", "conv_input_gradient", "conv_weight_gradient")
 NHWC_PRODUCTS = ("conv_nhwc_forward", "conv_nhwc_input_gradient", "conv_nhwc_weight_gradient")
 #: Bytes of an element, by the names that tables use.
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
-#: ``tl.dot`` takes no side below 16.
-LEAST_SIDE = 16
 #: Programs for each multiprocessor below which the tokens of a weight gradient are split, and the least share of tokens
 #: that is worth a part.
 PROGRAMS_PER_PROCESSOR, LEAST_TOKENS = 2, 512
@@ -67,7 +68,8 @@ class Problem:
 
     ``rows`` and ``cols`` are the sizes of the weight's matrix view, ``density`` the share of its blocks that are
     stored; None where they are not known. ``tma``: the operands' alignment and strides allow tiles by descriptor
-    (``bsr_linear.allows_tma``).
+    (``bsr_linear.allows_tma``). ``scattered``: of a product in ``NHWC_PRODUCTS``, the gathered images do not lie
+    channels_last, so that neighbouring channels are no neighbours in memory.
     """
 
     product: str
@@ -78,6 +80,7 @@ class Problem:
     cols: int | None = None
     density: float | None = None
     tma: bool = False
+    scattered: bool = False
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -110,30 +113,9 @@ class Problem:
         return self.bucket.key
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One launch configuration.
-
-    Attributes:
-        block_m: rows of the accumulator: tokens, or positions of a block row for the weight gradient.
-        block_n: its columns; divides the padded block side.
-        block_k: elements summed in one step: positions, or tokens for the weight gradient.
-        precision: ``tl.dot``'s ``input_precision``, of meaning for float32 alone.
-        tma: operands are loaded through descriptors; only for a problem that allows it.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-    precision: str = "ieee"
-    tma: bool = False
-
-
 @functools.cache
 def _flags() -> tuple[str, ...]:
-    """Names of the bool fields of a problem: what its operands allow."""
+    """Names of the bool fields of a problem: what its operands allow, and how they lie."""
     return tuple(name for name, kind in typing.get_type_hints(Problem).items() if kind is bool)
 
 
@@ -177,14 +159,22 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
 
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
-    a run shares an address and a mask, and a step has its full depth.
+    a run shares an address and a mask, and a step has its full depth; but not where channels are scattered and every
+    column has an address of its own, in large tiles and in weight gradients. Input gradients are narrower there.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
     gathers = not problem.product.endswith("weight_gradient")
     block_m = min(padded(problem.tokens), 128) if gathers else 128
-    block_n = min(side, (256 if device.hip or device.arch // 10 == 9 else 128) // size)
-    block_k = (128 if block_m <= 32 else 64) * (2 if runs else 1) // size
+    roomy = device.hip or device.arch // 10 == 9
+    narrow = problem.scattered and problem.product == NHWC_PRODUCTS[1]
+    block_n = min(side, (256 if roomy and not narrow else 128) // size)
+    large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
+    shallow = problem.scattered and not roomy and (large or not gathers)
+    shallow = shallow or (narrow and not device.hip and problem.sides[1] < 128 // size)
+    # Steps over several blocks, each with a tap of its own, leave no registers for three TF32 products twice as deep.
+    crowded = runs and not roomy and size == 4 and problem.sides[1] < 256 // size
+    block_k = (128 if block_m <= 32 and not crowded else 64) * (2 if runs and not shallow else 1) // size
     warps = 8 if block_m == 128 or block_m * block_n * size >= 64 * 64 * 4 else 4
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem))
     buffers = 3 if device.arch // 10 == 9 else 2
@@ -235,20 +225,33 @@ def without_runs(tile: Tile) -> Tile:
     return replace(tile, block_k=block_k, num_warps=8, num_stages=max(tile.num_stages // 2, 2))
 
 
-def precision_of(device: Device, problem: Problem, tf32: bool = False) -> str:
+def precision_of(device: Device, problem: Problem, tf32: bool = False, rows: bool = True) -> str:
     """Float32 on tensor cores: three TF32 products, as accurate as float32, or one where the user allows TF32.
 
-    Gradients and convolutions take three on Hopper even then. ``wgmma`` wants float32 operands with the summed axis
-    contiguous, and theirs are not: a single product copies them 4 bytes at a time, while three rearrange them in
-    registers anyway.
+    Gradients and convolutions take three on Hopper even then, and so does a forward whose activations do not have
+    their ``rows`` contiguous. ``wgmma`` wants float32 operands with the summed axis contiguous, and theirs are not: a
+    single product copies them 4 bytes at a time, while three rearrange them in registers anyway.
     """
     if problem.dtype != "float32" or device.hip or device.arch < 80:
         return "ieee"
-    return "tf32" if tf32 and (problem.product == "forward" or device.arch // 10 != 9) else "tf32x3"
+    one = problem.product == "forward" and rows if device.arch // 10 == 9 else True
+    return "tf32" if tf32 and one else "tf32x3"
 
 
-def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
+def in_precision(tile: Tile, precision: str, *, rows: bool) -> Tile:
+    """The heuristic's ``tile`` in a precision of :func:`precision_of`.
+
+    Of one TF32 product ``mma.sync`` holds operands a step ahead in registers. Beside a large accumulator that leaves
+    room for one buffer fewer where ``rows`` do not lie in runs.
+    """
+    tight = precision == "tf32" and not rows and tile.num_warps > 4
+    return replace(tile, precision=precision, num_stages=min(tile.num_stages, 6) if tight else tile.num_stages)
+
+
+def select(device: Device, problem: Problem, *, tf32: bool = False, rows: bool = True) -> Tile:
     """The configuration for a problem.
+
+    ``tf32`` and ``rows`` are those of :func:`precision_of`; the rest of it does not depend on them.
 
     Looked for in the user's own table (see :func:`install`), in the shipped table of the device and in that of its
     family: first the problem's own bucket in each, then the nearest measured one in each by the order of
@@ -258,20 +261,31 @@ def select(device: Device, problem: Problem, *, tf32: bool = False) -> Tile:
     Raises:
         ValueError: a shipped table is damaged.
     """
-    if (under_trial := trials.current()) is not None:
-        under_trial.seen[problem] = device
-        if (tile := under_trial.tiles.get(problem)) is not None:
-            return replace(tile, precision=precision_of(device, problem, tf32))
-    return _select(device, problem, tf32)
+    tile = asked(device, problem)
+    if tile is None:
+        return _select(device, problem, tf32, rows)
+    return replace(tile, precision=precision_of(device, problem, tf32, rows))
+
+
+def asked(device: Device, problem: Problem) -> Any:
+    """What the trial that the caller is in wants for a problem, which is noted there; None where nothing is tried."""
+    if (under_trial := trials.current()) is None:
+        return None
+    under_trial.seen[problem] = device
+    return under_trial.tiles.get(problem)
 
 
 @functools.lru_cache(maxsize=4096)
-def _select(device: Device, problem: Problem, tf32: bool) -> Tile:
-    tile = _measured(device, problem.bucket) or heuristic(device, problem)
-    return replace(tile, precision=precision_of(device, problem, tf32))
+def _select(device: Device, problem: Problem, tf32: bool, rows: bool) -> Tile:
+    precision = precision_of(device, problem, tf32, rows)
+    if (tile := measured(device, problem.bucket)) is not None:
+        return replace(tile, precision=precision)
+    return in_precision(heuristic(device, problem), precision, rows=rows)
 
 
-def _measured(device: Device, wanted: Bucket) -> Tile | None:
+@functools.lru_cache(maxsize=4096)
+def measured(device: Device, wanted: Bucket) -> Any:
+    """The measured configuration that serves a bucket best, of the class that its product has; None where none does."""
     held = (installed(device.name), read_table(device.name), read_table(device.family))
     for table in held:
         if (tile := table.get(wanted)) is not None:
@@ -286,22 +300,30 @@ def _measured(device: Device, wanted: Bucket) -> Tile | None:
 
 
 #: Tables that were measured on this machine, by the device's name.
-_INSTALLED: dict[str, Mapping[Bucket, Tile]] = {}
+_INSTALLED: dict[str, Mapping[Bucket, AnyTile]] = {}
 
 
-def installed(device_name: str) -> Mapping[Bucket, Tile]:
+def installed(device_name: str) -> Mapping[Bucket, AnyTile]:
     """What :func:`install` was last given for this device."""
     return _INSTALLED.get(device_name, {})
 
 
-def install(device_name: str, tiles: Mapping[Bucket, Tile]) -> None:
-    """Let :func:`select` look at ``tiles`` first for this device, instead of what was installed before."""
+def install(device_name: str, tiles: Mapping[Bucket, AnyTile]) -> None:
+    """Let launches look at ``tiles`` first for this device, instead of what was installed before."""
     _INSTALLED[device_name] = dict(tiles)
+    forget()
+
+
+def forget() -> None:
+    """Choose anew: what is installed has changed."""
     _select.cache_clear()
+    measured.cache_clear()
 
 
-def fault(problem: Problem, tile: Tile) -> str | None:
-    """Why the block-sparse kernels cannot take ``tile`` for ``problem``; None when they can."""
+def fault(problem: Problem, tile: AnyTile) -> str | None:
+    """Why the kernels cannot take ``tile`` for ``problem``; None when they can."""
+    if not isinstance(tile, Tile):
+        return unstructured_fault(tile)
     for name in ("block_m", "block_n", "block_k"):
         if (size := getattr(tile, name)) != padded(size):
             return f"{name}: expected a power of two of at least {LEAST_SIDE}, got {size}"
@@ -327,8 +349,8 @@ def table_path(device_name: str, folder: Path = TABLES) -> Path:
 
 
 @functools.cache
-def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
-    """``{bucket: Tile}`` of the table shipped for a device, or a family of devices; empty where none is.
+def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, AnyTile]:
+    """``{bucket: configuration}`` of the table shipped for a device, or a family of devices; empty where none is.
 
     Raises:
         ValueError: the file is no table, or holds a configuration that the kernels cannot take.
@@ -336,7 +358,7 @@ def read_table(device_name: str, folder: Path = TABLES) -> dict[Bucket, Tile]:
     path = table_path(device_name, folder)
     if not path.exists():
         return {}
-    found = tables.read(path, Tile)
+    found = tables.read(path, lambda bucket: kind_of(bucket.product))
     for bucket, tile in found.items():
         try:
             reason = fault(Problem.of(bucket), tile)

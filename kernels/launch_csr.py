@@ -1,16 +1,17 @@
-"""Launch configurations of the unstructured kernels, ``csr_linear`` and ``bitmap_linear``: by reasoning alone.
+"""Launch configurations of the unstructured kernels, ``csr_linear`` and ``bitmap_linear``.
 
-``launch`` has the devices and the reasons why nothing is autotuned. No configuration here was measured on a device;
+``launch`` has the devices and the reasons why nothing is autotuned. Those of CSR may be measured (``ls.tune``); all
+others are chosen by reasoning alone, and no configuration here was measured on a device;
 ``make gpu-compile`` shows that they compile without spills and which loads they use. This module needs no Triton.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from lth_sparse.kernels.launch import DTYPES, Device, Problem, asked, cdiv, measured, padded, splits_for
+from lth_sparse.kernels.tiles import CSR_PRODUCTS, Bitmap, Gather, Scatter
 
-from lth_sparse.kernels.launch import DTYPES, Device, cdiv, padded, splits_for
-
-__all__ = ["FEW_TOKENS", "Bitmap", "Gather", "Scatter", "bitmap", "gather", "scatter"]
+__all__ = ["FEW_TOKENS", "VECTOR", "Bitmap", "Gather", "Scatter", "bitmap", "gather", "heuristic", "scatter",
+           "select"]  # fmt: skip
 
 #: Up to so many tokens the traffic of the weights decides, not that of the activations.
 FEW_TOKENS = 16
@@ -27,58 +28,21 @@ WORD = 32
 LEAST_STEPS = 4
 
 
-@dataclass(frozen=True)
-class Gather:
-    """Configuration of ``csr_linear.forward`` and ``input_gradient``.
-
-    Attributes:
-        rows: rows of the sparse matrix in one program.
-        lanes: entries of each row that advance side by side.
-        unroll: steps of ``lanes`` entries whose loads are under way at once.
-        block_m: tokens of one program.
-    """
-
-    rows: int
-    lanes: int
-    unroll: int
-    block_m: int
-    num_warps: int
+def select(device: Device, problem: Problem) -> Gather | Scatter:
+    """The configuration for a product of ``CSR_PRODUCTS``: a measured one as ``launch.select`` finds it, or, where none
+    is near, the heuristic's."""
+    tile: Gather | Scatter | None = asked(device, problem) or measured(device, problem.bucket)
+    return heuristic(device, problem) if tile is None else tile
 
 
-@dataclass(frozen=True)
-class Scatter:
-    """Configuration of ``csr_linear.weight_gradient``.
-
-    Attributes:
-        entries: live weights of one row that share what is loaded of ``dy``.
-        pieces: programs among which the entries of a row are dealt out.
-        splits: parts into which the tokens are cut.
-        block_m: tokens of one step.
-    """
-
-    entries: int
-    pieces: int
-    splits: int
-    block_m: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class Bitmap:
-    """Configuration of ``bitmap_linear.forward``.
-
-    Attributes:
-        block_n: rows of W in one program.
-        unroll: words of each row that are expanded at once.
-        splits: parts into which every row is cut.
-        block_m: tokens of one program; 1 multiplies on CUDA cores, 16 by ``tl.dot``.
-    """
-
-    block_n: int
-    unroll: int
-    splits: int
-    block_m: int
-    num_warps: int
+def heuristic(device: Device, problem: Problem) -> Gather | Scatter:
+    """:func:`gather` or :func:`scatter` for a problem whose sizes and density are known."""
+    rows, cols = problem.rows or 0, problem.cols or 0
+    nnz = round((problem.density or 0.0) * rows * cols)
+    forward, by_input, _ = CSR_PRODUCTS
+    if problem.product in (forward, by_input):
+        return gather(device, problem.dtype, problem.tokens, rows if problem.product == forward else cols, nnz)
+    return scatter(device, problem.dtype, problem.tokens, rows, nnz)
 
 
 def gather(device: Device, dtype: str, tokens: int, rows: int, nnz: int) -> Gather:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +23,8 @@ Configuration = TypeVar("Configuration")
 
 #: Shares of the blocks that are stored. A density counts as the nearest by ratio.
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
-#: Bounds of the powers of two: ``tl.dot`` has no side below 16, and beyond 65,536 tokens nothing changes.
+#: Bounds of the powers of two: ``tl.dot`` has no side below 16, and beyond 65,536 tokens nothing changes. Products of
+#: blocks of a single weight use none, and a few tokens differ there.
 TOKENS, SIZES = (16, 65536), (64, 65536)
 #: A configuration serves problems of at most so many times fewer or more tokens, in powers of two: ``block_m`` follows
 #: the tokens, and that of a training batch would be wasted on a single token.
@@ -91,7 +92,7 @@ def bucket_of(
         return None if size is None else min(power_of_two(size, SIZES[0]), SIZES[1])
 
     share = None if density is None else DENSITIES[_step_of(density)]
-    tokens = min(power_of_two(tokens, TOKENS[0]), TOKENS[1])
+    tokens = min(power_of_two(tokens, 1 if block == (1, 1) else TOKENS[0]), TOKENS[1])
     return Bucket(product, dtype, block, tokens, side_of(rows), side_of(cols), share)
 
 
@@ -163,8 +164,8 @@ def _hints(cls: Any) -> dict[str, type]:
     return {name: kind for name, kind in typing.get_type_hints(cls).items() if kind in (int, bool)}
 
 
-def read(path: Path, cls: type[Configuration]) -> dict[Bucket, Configuration]:
-    """The table in a file.
+def read(path: Path, kind_of: Callable[[Bucket], type[Any]]) -> dict[Bucket, Any]:
+    """The table in a file; ``kind_of`` a bucket is the class of its configuration.
 
     The file is ``{"device", "date", versions ..., "tiles": {key: {field: value}}}``; only ``tiles`` is looked at.
 
@@ -180,7 +181,7 @@ def read(path: Path, cls: type[Configuration]) -> dict[Bucket, Configuration]:
     for key, entry in tiles:
         try:
             bucket = Bucket.parse(key)
-            found[bucket] = tile_of(cls, entry)
+            found[bucket] = tile_of(kind_of(bucket), entry)
         except ValueError as error:
             where = str(path) if str(error).startswith(f"{key}: ") else f"{path}: {key}"
             raise ValueError(f"{where}: {error}") from error

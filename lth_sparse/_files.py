@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lth_sparse.errors import RunError
 
-__all__ = ["atomic_path", "atomic_write"]
+__all__ = ["atomic_path", "atomic_write", "remove_leftovers"]
 
 
 @contextlib.contextmanager
@@ -46,6 +46,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` completely or not at all. Errors as in :func:`atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of processes that were killed; nobody else may be writing in ``directory``."""
+    for leftover in directory.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+#: What takes longest in one piece. Where workers share the tests, file by file, these come first: begun last, they
+#: would be all that is left to do, on one core.
+LONGEST = ("test_packaging.py", "kernels/test_oldest_triton.py", "kernels/test_compile.py", "csrc/test_native.py")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` on machines without a CUDA device."""
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist, and the processes that their tests start, share the cores."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` on machines without a CUDA device; begin with the longest files in parallel runs."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")

@@ -7,13 +7,12 @@ tokens have, bits be counted by the instruction for it, and no configuration may
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-from kernel_gate import DEVICES, REGISTERS, SHORT, resources
+from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of
+from kernel_gate_linear import SHORT
 from triton.compiler import ASTSource
 
 from lth_sparse.kernels import bitmap_linear, csr_linear, launch_csr
@@ -23,25 +22,13 @@ from lth_sparse.kernels.launch import DTYPES, Problem, precision_of
 SIDE, DENSITY = 4096, 0.1
 TOKENS = (4096, 64, 16, 4, 1)
 KERNELS = ("csr_gather", "csr_gather_transposed", "csr_scatter", "bitmap", "bitmap_ragged", "csr_copy")
-LOADS = {
-    "cuda": r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfus](\d+)\b",
-    "copies": r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)",
-    "hip": r"(?:global|buffer)_load_(ubyte|ushort|short_d16\w*|dwordx[234]|dword)\b",
-}
-HIP_BYTES = {"ubyte": 1, "ushort": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
 #: The most registers that leave room for sixteen warps of a program's kind on a multiprocessor of 65536.
 MOST_REGISTERS = 128
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one configuration became.
-
-    Attributes:
-        registers, spills, shared: as in ``kernel_gate.Compiled``.
-        loads: bytes that each load of global memory moves for one thread.
-        text: the assembly.
-    """
+    """One configuration, and what it became."""
 
     device: str
     kernel: str
@@ -49,14 +36,10 @@ class Compiled:
     tokens: int
     index: str
     tile: Any
-    registers: int
-    spills: int
-    shared: int
-    loads: tuple[int, ...]
-    text: str
+    facts: Facts
 
 
-def built(name: str, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], warps: int) -> Any:
+def facts_of_launch(name: str, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], warps: int) -> Facts:
     """The kernel compiled as a launch on aligned tensors whose sizes and strides 16 divides specialises it."""
     given = [(index, arg) for index, arg in enumerate(kernel.arg_names) if arg not in constants]
     attrs = {(index,): [["tt.divisibility", 16]] for index, _ in given}
@@ -65,7 +48,7 @@ def built(name: str, kernel: Any, pointers: dict[str, str], constants: dict[str,
         for arg in kernel.arg_names
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    return triton.compile(source, target=DEVICES[name][0], options={"num_warps": warps, "enable_fp_fusion": True})
+    return facts_of(name, source, {"num_warps": warps, "enable_fp_fusion": True})
 
 
 def compile_one(name: str, kernel: str, dtype: str, tokens: int, index: str = "i32", tile: Any = None) -> Compiled:
@@ -101,35 +84,28 @@ def compile_one(name: str, kernel: str, dtype: str, tokens: int, index: str = "i
         constants |= {"UNROLL": tile.unroll, "BLOCK_M": tile.block_m}
         constants |= {"y_m": 1} if tokens > launch_csr.FEW_TOKENS else {"y_n": 1}
         constants["bias" if kernel == "csr_gather_transposed" else "perm"] = None
-    made = built(name, function, pointers, constants, warps)
-    text = made.asm["amdgcn" if device.hip else "ptx"]
-    if device.hip:
-        loads = [HIP_BYTES.get(one, 2) for one in re.findall(LOADS["hip"], text)]
-    else:
-        loads = [int(vector or 1) * int(bits) // 8 for vector, bits in re.findall(LOADS["cuda"], text)]
-        loads += [int(size, 0) for size in re.findall(LOADS["copies"], text)]
-    about = (name, kernel, dtype, tokens, index, tile, *resources(made, device), made.metadata.shared)
-    return Compiled(*about, tuple(sorted(loads, reverse=True)), text)
+    facts = facts_of_launch(name, function, pointers, constants, warps)
+    return Compiled(name, kernel, dtype, tokens, index, tile, facts)
 
 
 def faults(one: Compiled) -> list[str]:
     """The rules that a shipped configuration keeps; empty when it keeps all."""
-    device, found = DEVICES[one.device][1], []
-    if one.spills:
-        found.append(f"{one.spills} bytes of spilled registers")
-    if one.registers > (MOST_REGISTERS if not device.hip else 2 * REGISTERS):
-        found.append(f"{one.registers} registers")
-    if one.shared > device.shared:
-        found.append(f"{one.shared} bytes of shared memory, the device has {device.shared}")
+    device, facts, found = DEVICES[one.device][1], one.facts, list[str]()
+    if facts.spills:
+        found.append(f"{facts.spills} bytes of spilled registers")
+    if facts.registers > (MOST_REGISTERS if not device.hip else 2 * REGISTERS):
+        found.append(f"{facts.registers} registers")
+    if facts.shared > device.shared:
+        found.append(f"{facts.shared} bytes of shared memory, the device has {device.shared}")
     size = DTYPES[one.dtype]
     wanted = 16 if one.kernel in ("csr_scatter", "csr_copy") else 0
     if one.kernel.startswith("csr_gather"):
         wanted = min(16, one.tile.block_m * size)
-    if one.loads and max(one.loads) < wanted:
-        found.append(f"loads of {max(one.loads)} bytes, tokens would allow {wanted}")
-    if not one.loads:
+    if facts.loads and max(facts.loads) < wanted:
+        found.append(f"loads of {max(facts.loads)} bytes, tokens would allow {wanted}")
+    if not facts.loads:
         found.append("no loads of global memory were recognised")
-    if one.kernel.startswith("bitmap") and "popc" not in one.text and "bcnt" not in one.text:
+    if one.kernel.startswith("bitmap") and not facts.counts:
         found.append("bits are counted without the instruction for it")
     return found
 
@@ -151,20 +127,7 @@ def configurations() -> Iterator[tuple[str, str, str, int, str]]:
 
 def row(one: Compiled) -> str:
     """One line of the table."""
-    loads = ", ".join(f"{size}B x{one.loads.count(size)}" for size in sorted(set(one.loads), reverse=True))
+    loads = ", ".join(f"{size}B x{one.facts.loads.count(size)}" for size in sorted(set(one.facts.loads), reverse=True))
     shape = " ".join(f"{key}={value}" for key, value in vars(one.tile).items()) if one.tile else ""
-    facts = f"{one.registers:>4} {one.spills:>6} {one.shared:>7}"
+    facts = f"{one.facts.registers:>4} {one.facts.spills:>6} {one.facts.shared:>7}"
     return f"{one.device:<7} {one.kernel:<22} {one.dtype:<8} {one.index} {one.tokens:>4}  {facts}  {loads:<34} {shape}"
-
-
-def report() -> int:
-    """Compile everything, print the table; how many configurations break a rule."""
-    head = f"{'device':<7} {'kernel':<22} {'dtype':<8} {'idx':<3} {'M':>4}  regs spills  shared"
-    print(f"{head}  {'loads of one thread':<34} tile")
-    broken = 0
-    for about in configurations():
-        one = compile_one(*about)
-        wrong = faults(one)
-        broken += bool(wrong)
-        print(row(one) + "".join(f"\n        FAULT: {fault}" for fault in wrong), flush=True)
-    return broken

@@ -42,6 +42,14 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+#: Searches that prune once, to these shares; the ticket of a single process at several densities.
+ONE_SHOT = (0.5, 0.8, 0.9, 0.95)
+
+
+def one_shot(rate: float) -> dict[str, Any]:
+    return {"one_shot": True, "rate": rate, "output_rate": rate, "rewind": "3it", "layout": "csr", "strict": True}
+
+
 def network(seed: int = 0) -> nn.Module:
     """[n, 64] -> [n, 10], in float64: the order of a sum must not decide which weights are pruned."""
     torch.manual_seed(seed)
@@ -140,6 +148,9 @@ def begin(rank: int, out: Path) -> dict[str, Any]:
     facts["whole"] = facts_of(result)
     facts["warnings"] = [str(one.message) for one in caught if "min_kept" in str(one.message)]
     facts["events"], facts["reduced"] = counter.events, train.reduced
+
+    for rate in ONE_SHOT:
+        ls.find_ticket(network(rank), Trainer(rank), directory=out / f"rate_{rate}", **one_shot(rate))
 
     if rank == 0:
         shutil.copytree(out / "whole", out / "damaged")

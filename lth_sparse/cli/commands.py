@@ -1,7 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
 Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
-`bench`, `convert` and `sweep` have files of their own.
+`bench`, `convert`, `export` and `sweep` have files of their own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ import typer
 
 from lth_sparse.cli.bench import bench
 from lth_sparse.cli.converting import convert
+from lth_sparse.cli.export import export
 from lth_sparse.cli.sweep import FORWARDS, sweep
 from lth_sparse.errors import LTHSparseError
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+MODELS_HELP = (
+    "lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout; resnet (ResNet-20) or vgg (VGG-19), which find "
+    "tickets as resnet-warmup, vgg-warmup; also resnet-low, vgg-low (lr 0.01) and vgg-layerwise."
+)
 
 #: ClickException under any typer: the installed click's, or the copy that newer typers bring along.
 _CommandLineError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -95,9 +101,7 @@ def _options(
 
 @app.command()
 def find(
-    model: Annotated[
-        str, typer.Argument(help="lenet, conv2, conv4, conv6, or conv2-, conv4-, conv6-dropout.", show_default=True)
-    ] = "lenet",
+    model: Annotated[str, typer.Argument(help=MODELS_HELP, show_default=True)] = "lenet",
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -181,9 +185,13 @@ def find(
         str,
         typer.Option(
             help="Further controls, comma separated: random, global_shuffled, dm_reinit, prune_at_0, noise_0.5, "
-            "noise_1, noise_2, noise_3, signed_constant, rescaled; or all.",
+            "noise_1, noise_2, noise_3, signed_constant, rescaled, reordered; or all.",
         ),
     ] = "",
+    barrier: Annotated[
+        bool,
+        typer.Option("--barrier", help="Report the error barrier to another data order: 2 or 3 trainings more a seed."),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Check while training that nothing pruned comes back; costs time.")
     ] = False,
@@ -219,6 +227,7 @@ def find(
             rate=rate,
             controls=controls,
             more_controls=more_controls,
+            barrier=barrier,
             init=init,
             strict=strict,
             output=output,
@@ -231,12 +240,12 @@ def find(
 
 @app.command()
 def reproduce(
-    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4 or conv6.")] = "lenet",
+    network: Annotated[str, typer.Argument(help="lenet, conv2, conv4, conv6, resnet or vgg.")] = "lenet",
     budget: Annotated[
         str, typer.Option(help="quick: minutes on two cores, made for digits; full: the paper's own iterations.")
     ] = "quick",
     figure: Annotated[
-        int | None, typer.Option(help="Judge the claims of one of the paper's figures only.", show_default="all")
+        int | None, typer.Option(help="Train and judge only what one of the paper's figures needs.", show_default="all")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 5,
     data: Annotated[
@@ -265,6 +274,7 @@ def reproduce(
 
 
 app.command()(convert)
+app.command()(export)
 app.command()(bench)
 app.command(context_settings=FORWARDS)(sweep)
 
@@ -292,6 +302,12 @@ def plan(
         bool, typer.Option("--predict", help="Ask the cost model instead of timing this network's layers.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda or cuda:N.")] = "cpu",
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last", help="Blocks of channels_last weights, and images in that memory format (GPUs only)."
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all figures to this file.", show_default=False)
     ] = None,
@@ -307,6 +323,7 @@ def plan(
         threads=threads,
         predict=predict,
         device=device,
+        channels_last=channels_last,
         json_file=json_file,
     )
 
@@ -327,11 +344,12 @@ def tune(
         ),
     ] = None,
     density: Annotated[
-        str | None, typer.Option(help="Shares of the blocks kept, with commas.", show_default=".2,.1")
+        str | None, typer.Option(help="Shares of the blocks or weights kept, with commas.", show_default=".2,.1")
     ] = None,
     blocks: Annotated[
         str | None, typer.Option("--block", help="Rows x columns, with commas.", show_default="32x32,64x64")
     ] = None,
+    layout: Annotated[str, typer.Option(help="bsr, or csr: single weights, without blocks.")] = "bsr",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     forward: Annotated[bool, typer.Option("--forward", help="The forward pass alone, no gradients.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also what was tuned before.")] = False,
@@ -355,6 +373,7 @@ def tune(
             cases=cases,
             density=density,
             blocks=blocks,
+            layout=layout,
             dtype=dtype,
             forward=forward,
             again=again,

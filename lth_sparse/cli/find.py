@@ -9,7 +9,6 @@ at the smallest one that is a candidate for a winning ticket, which is known onc
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,20 +20,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lth_sparse._files import atomic_write
+from lth_sparse.cli.directory import break_even, claim, crowded_before, owned
+from lth_sparse.cli.presets import preset_of, scaled_down, search_keywords, title
 from lth_sparse.cli.progress import Key, Tracker
 from lth_sparse.engine import Search, TicketResult, find_ticket, initialise_
-from lth_sparse.engine.analyses import count_cost
-from lth_sparse.engine.controls import CONTROLS, REQUIRED
+from lth_sparse.engine.analyses import Barrier, count_cost, order_barrier
+from lth_sparse.engine.controls import CONTROLS, REORDERED, REQUIRED
 from lth_sparse.engine.criteria import find_criterion
-from lth_sparse.engine.inits import INITS
 from lth_sparse.engine.settings import Settings
-from lth_sparse.errors import ArgumentError, LTHSparseError, RunError, TicketError, expected
-from lth_sparse.nn import plan
-from lth_sparse.nn.convert import check_break_even
 from lth_sparse.ops.memory import keep_memory
-from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, evaluate, load_dataset, make_train
-from lth_sparse.paper.models import CONVS
+from lth_sparse.paper import DataSet, Preset, build_model, evaluate, load_dataset, make_train
 from lth_sparse.paper.training import score_batches
 from lth_sparse.report import Training, facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
@@ -45,8 +40,6 @@ from lth_sparse.report.verdict import Verdict, candidate
 __all__ = ["Options", "Study", "check", "command_line", "preset_of", "run"]
 
 INTERRUPTED = 130
-TITLES = {"lenet": "LeNet-300-100", "conv2": "Conv-2", "conv4": "Conv-4", "conv6": "Conv-6"}
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,7 @@ class Options:
     rate: float | None = None
     controls: bool = True
     more_controls: str = ""
+    barrier: bool = False
     init: str | None = None
     output: Path | None = None
     layout: str = "auto"
@@ -78,10 +72,11 @@ class Options:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The controls to train: the required ones and, comma separated, those asked for; "all" names every one."""
+        barrier = (REORDERED,) if self.barrier else ()
         if not self.controls:
-            return ()
+            return barrier
         more = [kind.strip() for kind in self.more_controls.split(",") if kind.strip()]
-        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more))))
+        return tuple(dict.fromkeys((*REQUIRED, *(CONTROLS if more == ["all"] else more), *barrier)))
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -97,27 +92,28 @@ def run(options: Options, console: Console | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    note = _claim(directory, preset, keywords | _noted(options))
-    if options.plan:
-        keywords["break_even"] = _break_even(directory, preset, data)
-    tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
-    tracker.crowded = note or _crowded_before(directory)
-    study = Study(options, preset, data, directory, keywords, console, tracker)
-    study.announce()
-    try:
-        with tracker:
-            study.search_all()
-    except KeyboardInterrupt:
-        print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
-        return INTERRUPTED
-    study.conclude()
+    with owned(directory):
+        note = claim(directory, preset, keywords | _noted(options))
+        if options.plan:
+            keywords["break_even"] = break_even(directory, preset, data)
+        tracker = Tracker(console, options.seeds, _plan(options, preset), preset.iterations)
+        tracker.crowded = note or crowded_before(directory)
+        study = Study(options, preset, data, directory, keywords, console, tracker)
+        study.announce()
+        try:
+            with tracker:
+                study.search_all()
+        except KeyboardInterrupt:
+            print(f"lth-sparse: stopped; go on with: {command_line(options)}", file=sys.stderr)
+            return INTERRUPTED
+        study.conclude()
     return 0
 
 
 def check(options: Options, load: Callable[..., DataSet] = load_dataset) -> tuple[Preset, DataSet, dict[str, Any]]:
     """Preset, images and keywords of the search; mistakes raise here, before a directory remembers them."""
     preset = preset_of(options)
-    keywords = _search_keywords(options, preset)
+    keywords = search_keywords(options, preset)
     data = load(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     settings = Settings(**keywords, **_from_data(options, preset, data), controls=options.kinds)
     keywords["scope"] = settings.scope
@@ -137,18 +133,20 @@ class Study:
     console: Console
     tracker: Tracker
     results: dict[int, TicketResult] = field(default_factory=dict)
+    measured: dict[tuple[int, int], Barrier] = field(default_factory=dict)
 
     def announce(self) -> None:
         """What is going to happen."""
         preset, seeds = self.preset, self.options.seeds
-        controls = f", {len(self.options.kinds)} controls" if self.options.controls else ""
+        controls = f", {len(self.options.kinds)} controls" if self.options.kinds else ""
         lines = [
-            f"{_title(preset)} on {self.data}",
+            f"{title(preset)} on {self.data}",
             f"{self.tracker.total} trainings of {preset.iterations:,} iterations: {seeds} seed(s) x (dense, "
             f"{preset.levels} prunings{controls}); into {self.directory}",
         ]
         if preset.dataset == "digits" and not self.options.quick and self.options.iterations is None:
             lines.append("This is the paper's full budget; --quick takes minutes.")
+        lines += scaled_down(preset)
         self.say(*lines, "")
 
     def search_all(self) -> None:
@@ -163,7 +161,7 @@ class Study:
             show(self.console, seed_grid(_trainings({seed: self.results[seed]}), title))
             self.write()
         level = candidate(summarise(_trainings(self.results)), images=len(self.data.test))
-        if not self.options.controls or level in (None, last):
+        if not self.options.kinds or level in (None, last):
             return
         self.say(f"Level {level} is the smallest that is as accurate and as quick as dense: its controls follow.", "")
         self.tracker.extend([(level, kind) for kind in self.options.kinds])
@@ -193,7 +191,7 @@ class Study:
             strict=self.options.strict,
             **_from_data(self.options, self.preset, self.data),
             controls=self.options.kinds,
-            control_levels=control_levels,
+            control_levels=[*([0] if REORDERED in self.options.kinds else []), *control_levels],
             directory=self.directory / f"seed_{seed}",
             seed=seed,
             callbacks=[self.tracker],
@@ -208,11 +206,12 @@ class Study:
         rates = preset.rates
         if options.rate is not None:
             output = options.rate if find_criterion(options.criterion).at_init else options.rate / 2
-            rates = {"all layers": options.rate, "output layer": output}
+            spared = "output*" in self.keywords.get("freeze", ())
+            rates = {"all layers": options.rate, **({} if spared else {"output layer": output})}
         named = {name: value for name, value in preset.to_dict().items() if value is not None}
         given = {**named, **self.keywords, "rates": ", ".join(f"{key} {value:g}" for key, value in rates.items())}
         report = Report(
-            name=f"{_title(preset)} on {preset.dataset}",
+            name=f"{title(preset)} on {preset.dataset}",
             data=f"{self.data} (training / validation / test)",
             command=command_line(options),
             summary=summary,
@@ -233,7 +232,26 @@ class Study:
             return ()
         model = build_model(self.preset.model, self.data, 0, dropout=self.preset.dropout)
         cost = count_cost(model, done[0].tickets[level].masks, self.data.train.x[:1])
-        return analysis_sections(self.results, level, cost)
+        return analysis_sections(self.results, level, cost, self.barriers(level))
+
+    def barriers(self, level: int) -> dict[str, list[Barrier]]:
+        """Of the dense network and of the ticket, for the seeds whose networks were trained in another data order."""
+        found: dict[str, list[Barrier]] = {"dense": [], "ticket": []}
+        for seed, result in self.results.items():
+            for name, at in (("dense", 0), ("ticket", level)):
+                if (at, REORDERED) not in result.control_tickets:
+                    continue
+                if (seed, at) not in self.measured:
+                    reordered = result.control_tickets[at, REORDERED]
+                    self.measured[seed, at] = order_barrier(
+                        self.model(seed), result.tickets[at], reordered, self.validation_error
+                    )
+                found[name].append(self.measured[seed, at])
+        return found
+
+    def validation_error(self, model: nn.Module) -> float:
+        """Share of the validation images that ``model`` gets wrong."""
+        return 1.0 - evaluate(model, self.data.val)[1]
 
     def conclude(self) -> None:
         """The verdict, and where everything is."""
@@ -256,26 +274,6 @@ class Study:
         self.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def preset_of(options: Options) -> Preset:
-    """The hyperparameters asked for.
-
-    Raises:
-        ArgumentError: an unknown model or data set, or a value that a preset cannot have.
-    """
-    if options.init is not None and options.init not in INITS:
-        raise ArgumentError(expected("init", f"one of {', '.join(INITS)}", repr(options.init)))
-    if options.model not in PRESETS:
-        raise ArgumentError(expected("model", f"one of {', '.join(PRESETS)}", repr(options.model)))
-    preset = PRESETS[options.model]
-    if options.quick:
-        preset = preset.quick()
-    dataset = options.dataset
-    if dataset is None:
-        dataset = PRESETS[options.model].dataset if options.data is not None else "digits"
-    changes: dict[str, Any] = {"dataset": dataset, "iterations": options.iterations, "levels": options.levels}
-    return dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
-
-
 def command_line(options: Options) -> str:
     """The command that repeats or continues a run: every option that is not its default."""
     words = ["lth-sparse", "find", options.model]
@@ -293,23 +291,6 @@ def command_line(options: Options) -> str:
     return shlex.join(words)
 
 
-def _search_keywords(options: Options, preset: Preset) -> dict[str, Any]:
-    pruning = {"rates": preset.rates} if options.rate is None else {"rate": options.rate}
-    return {
-        "levels": preset.levels,
-        **pruning,
-        "rewind": options.rewind,
-        "scope": options.scope,
-        "layout": options.layout,
-        # Left out where they are not used, so that a directory of before they existed is still the same run's.
-        **({"criterion": options.criterion} if options.criterion != "magnitude" else {}),
-        **({"granularity": options.granularity} if options.granularity != "weight" else {}),
-        **({"freeze": list(options.freeze)} if options.freeze else {}),
-        # Pooling gains from it at every density, convolutions where they are sparse; LeNet has neither.
-        **({"feature_major": True} if CONVS[preset.model] else {}),
-    }
-
-
 def _noted(options: Options) -> dict[str, Any]:
     """Options that a directory remembers where they are given."""
     return ({"plan": True} if options.plan else {}) | ({"init": options.init} if options.init else {})
@@ -325,71 +306,10 @@ def _from_data(options: Options, preset: Preset, data: DataSet) -> dict[str, Any
     return keywords
 
 
-def _break_even(directory: Path, preset: Preset, data: DataSet) -> dict[str, float]:
-    """Break-even densities of the network's layers: those in the directory, or measured now and put there.
-
-    Raises:
-        TicketError: the file is damaged.
-    """
-    path = directory / "plan.json"
-    if not path.exists():
-        model = build_model(preset.model, data, 0, dropout=preset.dropout)
-        measured = plan(model, data.train.x[: preset.batch], densities=(0.5,))
-        densities = {name: round(density, 3) for name, density in measured.break_evens().items()}
-        atomic_write(path, (json.dumps(densities, indent=2) + "\n").encode())
-    try:
-        return check_break_even(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LTHSparseError) as error:
-        raise TicketError(f"{path}: damaged ({error}); delete the directory to start over") from error
-
-
 def _plan(options: Options, preset: Preset) -> list[Key]:
     levels: list[Key] = [(level, None) for level in range(preset.levels + 1)]
-    return levels + [(preset.levels, kind) for kind in options.kinds]
-
-
-def _claim(directory: Path, preset: Preset, keywords: dict[str, Any]) -> str | None:
-    """Make the directory and note the settings in it, or check that those noted are the same.
-
-    Another number of threads changes the seconds only, so it is no error; a sentence about it is returned.
-
-    Raises:
-        RunError: not writable, or other settings. TicketError: the note is damaged.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
-    note = directory / "find.json"
-    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict(), **keywords}))
-    threads = torch.get_num_threads()
-    advice = "choose another --output, or delete the directory to start over"
-    if not note.exists():
-        atomic_write(note, (json.dumps({**ours, "threads": threads}, indent=2) + "\n").encode())
-        return None
-    try:
-        theirs = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
-    before = theirs.pop("threads", threads)
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            had, wanted = theirs.get(name, "nothing"), ours.get(name, "nothing")
-            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {wanted!r} was asked for; {advice}")
-    return None if before == threads else f"this run was begun with {before} threads and goes on with {threads}"
-
-
-def _crowded_before(directory: Path) -> str | None:
-    """What an earlier part of this run said about other work on the machine; its seconds are in the report too."""
-    try:
-        said = json.loads((directory / "report.json").read_text(encoding="utf-8"))["crowded"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return said if isinstance(said, str) else None
-
-
-def _title(preset: Preset) -> str:
-    return TITLES.get(preset.model, preset.model) + (" with dropout" if preset.dropout else "")
+    dense: list[Key] = [(0, REORDERED)] if REORDERED in options.kinds else []
+    return [*levels, *dense, *((preset.levels, kind) for kind in options.kinds)]
 
 
 def _trainings(results: dict[int, TicketResult]) -> list[Training]:

@@ -30,7 +30,7 @@ from lth_sparse.report.tables import Grid, plain_text, rich_table
 __all__ = ["network", "parse_block", "parse_densities", "parse_device", "parse_shape", "run", "show"]
 
 #: The batch of the paper, and the images of its data sets.
-DEFAULT_INPUTS = {"lenet": (60, 784), "conv2": (60, 3, 32, 32), "conv4": (60, 3, 32, 32), "conv6": (60, 3, 32, 32)}
+COLOUR = (3, 32, 32)
 
 
 def run(
@@ -42,6 +42,7 @@ def run(
     threads: int | None = None,
     predict: bool = False,
     device: str = "cpu",
+    channels_last: bool = False,
     json_file: Path | None = None,
     console: Console | None = None,
 ) -> int:
@@ -58,6 +59,11 @@ def run(
     place = parse_device(device)
     if predict and place.type != "cpu":
         raise ArgumentError(expected("--predict", "--device cpu beside it: the cost model is for CPUs", device))
+    if channels_last and blocks is None:
+        raise ArgumentError(expected("--channels-last", "--block beside it: the order of blocks", "none"))
+    if channels_last and place.type == "cpu":
+        what = "--device cuda beside it: CPUs have no kernels for such blocks"
+        raise ArgumentError(expected("--channels-last", what, device))
     built, size = network(model, None if shape is None else parse_shape(shape))
     built = built.to(place)
     before = torch.get_num_threads()
@@ -67,10 +73,14 @@ def run(
         parameter = next(built.parameters(), None)
         dtype = torch.float32 if parameter is None else parameter.dtype
         sample = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(place, dtype)
+        if channels_last:
+            built = built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            sample = sample.to(memory_format=torch.channels_last) if sample.dim() == 4 else sample
         with Bar(console) as bar:
             table = sparse_nn.plan(
-                built, sample, densities=densities, block=blocks, measure=not predict, progress=bar.update
-            )
+                built, sample, densities=densities, block=blocks, measure=not predict, progress=bar.update,
+                channels_last=channels_last,
+            )  # fmt: skip
     finally:
         torch.set_num_threads(before)
     if json_file is not None:
@@ -84,7 +94,7 @@ def network(name: str, size: tuple[int, ...] | None) -> tuple[nn.Module, tuple[i
     """The network that the command line names, and the shape of its input."""
     if name in PRESETS:
         preset = PRESETS[name]
-        size = size or DEFAULT_INPUTS[preset.model]
+        size = size or (preset.batch, *((784,) if preset.model == "lenet" else COLOUR))
         if preset.model == "lenet":
             image = (1, 1, torch.Size(size[1:]).numel())
         elif len(size) == 4:

@@ -20,11 +20,12 @@ POLL_SECONDS, GRACE_SECONDS = 0.05, 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """A command line, and the file that takes what it prints."""
+    """A command line, the file that takes what it prints, and where it runs if not here."""
 
     name: str
     words: Sequence[str]
     log: Path
+    directory: Path | None = None
 
 
 def run_all(
@@ -59,6 +60,7 @@ def _start(task: Task, environment: Mapping[str, str]) -> subprocess.Popen[bytes
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
+            cwd=task.directory,
             env=dict(environment),
             start_new_session=True,  # Ctrl-C in a terminal comes here alone, and here it is decided what ends
         )

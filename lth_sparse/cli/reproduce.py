@@ -1,17 +1,17 @@
 """`lth-sparse reproduce`: the paper's experiment on a network, and what of its claims these runs show.
 
-Four kinds of search run for each seed, all into one directory, all resumable: iterative pruning with its controls, one
-one-shot pruning for each density that a claim compares at, and, for LeNet, pruning without resetting the weights. With
-MNIST or CIFAR-10 at hand and ``--budget full`` this is the paper's own experiment; on the digits of scikit-learn it is
-a study of a smaller problem, which says so, and whose claims may well be out of reach of its data.
+Several searches run for each seed, all into one directory, all resumable: iterative pruning with its controls, and what
+its claims compare it with (`studies.py`): one-shot pruning, other rates and no resetting for LeNet, dropout for the
+conv nets, other learning rates for ResNet-20 and VGG-19. With MNIST or CIFAR-10 at hand and ``--budget full`` this is
+the paper's own experiment; on the digits of scikit-learn it is a study of a smaller problem, which says so, and whose
+claims may well be out of reach of its data.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,25 @@ from rich.console import Console
 
 from lth_sparse._files import atomic_write
 from lth_sparse._version import __version__
-from lth_sparse.cli.find import TITLES
+from lth_sparse.cli.directory import claim, owned
+from lth_sparse.cli.presets import budgeted, scaled_down, title, wants_feature_major
 from lth_sparse.cli.progress import duration
+from lth_sparse.cli.studies import NETWORKS, Study, main_preset, studies_of
 from lth_sparse.engine import TicketResult, find_ticket
-from lth_sparse.errors import ArgumentError, RunError, TicketError, expected
+from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.ops.memory import keep_memory
 from lth_sparse.paper import PRESETS, DataSet, Preset, build_model, load_dataset, make_train
-from lth_sparse.paper.models import CONVS
+from lth_sparse.paper.ladder import printed_ladder
 from lth_sparse.report import facts, judge, summarise, trainings_of
 from lth_sparse.report.analyses import Section, analysis_sections
-from lth_sparse.report.claims import Finding, claims_grid, claims_of, examine, nearest_level
+from lth_sparse.report.claims import Claim, Finding, claims_grid, claims_of, examine, ladder_claim
 from lth_sparse.report.html import Report, write_report
+from lth_sparse.report.studies import studies_section
 from lth_sparse.report.tables import show
 
-__all__ = ["BUDGETS", "NETWORKS", "Options", "run"]
+__all__ = ["BUDGETS", "Options", "preset_for", "run"]
 
-NETWORKS = ("lenet", "conv2", "conv4", "conv6")
 BUDGETS = ("quick", "full")
-#: Densities at which one-shot pruning is compared, and at which controls are trained besides the last level.
-COMPARED = {"lenet": (0.211, 0.036)}
 FORMAT = 1
 CLAIMS = (
     "Differences are taken seed by seed, mean [minimum, maximum]. A claim holds, or is contradicted, if its difference "
@@ -69,17 +69,20 @@ def run(options: Options, console: Console | None = None) -> int:
         LTHSparseError: any of the user's mistakes.
     """
     console = Console() if console is None else console
-    preset = _preset(options)
+    _check(options)
+    preset = main_preset(options.network, lambda name: preset_for(name, options))
     data = load_dataset(preset.dataset, options.data, side=preset.side if preset.dataset == "digits" else None)
     directory = options.output or Path("runs") / f"reproduce-{options.network}-{preset.dataset}-{options.budget}"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_memory()
-    _claim_directory(directory, preset)
     reproduction = Reproduction(options, preset, data, directory, console)
-    reproduction.say(*reproduction.announcement(), "")
-    reproduction.train()
-    return reproduction.conclude()
+    announcement = reproduction.announcement()  # refuses an unknown figure, before the directory is made
+    with owned(directory):
+        warning = claim(directory, preset, {}, "reproduce.json")
+        reproduction.say(*announcement, *([warning] if warning else []), "")
+        reproduction.train()
+        return reproduction.conclude()
 
 
 @dataclass
@@ -93,47 +96,55 @@ class Reproduction:
     console: Console
     studies: dict[str, dict[int, TicketResult]] = field(default_factory=dict)
 
+    @cached_property
+    def all_studies(self) -> list[Study]:
+        """The searches that the claims need, the main one first."""
+        return studies_of(self.options.network, lambda name: preset_for(name, self.options), self.data)
+
+    @cached_property
+    def plan(self) -> list[Study]:
+        """Those of them that are run: all, or what the claims of one figure need.
+
+        Raises:
+            ArgumentError: there are no claims of that figure.
+        """
+        figure, studies = self.options.figure, self.all_studies
+        known = sorted({number for study in studies for number in study.figures})
+        if figure is not None and figure not in known:
+            wanted = f"one of {', '.join(map(str, known))} for {self.options.network}"
+            raise ArgumentError(expected("figure", wanted, figure))
+        return [study for study in studies if figure is None or figure in study.figures]
+
     def announcement(self) -> list[str]:
         """What is going to happen, and on what."""
-        title, seeds = TITLES[self.options.network], self.options.seeds
-        lines = [f"{title} on {self.data}, {seeds} seed(s), {self.preset.iterations:,} iterations a training"]
+        name, seeds = title(self.preset), self.options.seeds
+        lines = [f"{name} on {self.data}, {seeds} seed(s), {self.preset.iterations:,} iterations a training"]
         if self.preset.dataset == "digits":
             lines.append(
                 "digits is 1,797 small images: a scaled-down study. Where these data are too easy or too few to tell "
                 "networks apart, a claim is 'not shown', which is neither for it nor against it."
             )
-        return lines
+        lines += scaled_down(self.preset)
+        return [*lines, *(f"  {study.name}: {title(study.preset)}, {_size(study)}" for study in self.plan)]
 
     def train(self) -> None:
         """Every search of every seed; what the directory holds already is read from there."""
-        lenet = self.options.network == "lenet"
         for seed in range(self.options.seeds):
-            main = self._search("iterative", seed, {"levels": self.preset.levels, "rates": self.preset.rates})
-            densities = [record.density for record in main.levels]
-            compared = {nearest_level(densities, share) for share in COMPARED.get(self.options.network, ())}
-            levels = sorted({*compared, self.preset.levels})
-            kinds = ("reinit", "random") if lenet else ("reinit",)
-            options = {"controls": kinds, "control_levels": levels}
-            self._search("iterative", seed, {"levels": self.preset.levels, "rates": self.preset.rates, **options})
-            for k in sorted(compared):
-                rates = {pattern: 1.0 - (1.0 - rate) ** k for pattern, rate in self.preset.rates.items()}
-                self._search(f"one-shot {k}", seed, {"one_shot": True, "rates": rates})
-            if lenet:
-                again = {"levels": self.preset.levels, "rates": self.preset.rates, "rewind": "continue"}
-                self._search("continue", seed, again)
+            for study in self.plan:
+                self._search(study, seed)
+
+    def claims(self) -> list[Claim]:
+        """All claims about the network; those of one figure where that was asked for."""
+        dense = [result.levels[0].accuracy() or 0.0 for result in self.studies["iterative"].values()]
+        densities = {study.name: study.densities(self.data) for study in self.all_studies}
+        printed, margin = printed_ladder(self.preset, build_model(self.preset.model, self.data, 0))
+        claims = [ladder_claim(printed, margin)] if printed else []
+        claims += claims_of(self.options.network, densities, len(self.data.test), sum(dense) / len(dense))
+        return [claim for claim in claims if self.options.figure in (None, claim.figure)]
 
     def findings(self) -> list[Finding]:
-        """All claims about the network, judged; those of one figure where that was asked for."""
-        dense = [result.levels[0].accuracy() or 0.0 for result in self.studies["iterative"].values()]
-        densities = [record.density for record in next(iter(self.studies["iterative"].values())).levels]
-        images, accuracy = len(self.data.test), sum(dense) / len(dense)
-        claims = claims_of(self.options.network, self.preset.levels, densities, images, accuracy)
-        wanted = [claim for claim in claims if self.options.figure in (None, claim.figure)]
-        if not wanted:
-            figures = sorted({claim.figure for claim in claims if claim.figure})
-            known = f"one of {', '.join(map(str, figures))} for {self.options.network}"
-            raise ArgumentError(expected("figure", known, self.options.figure))
-        return [examine(claim, self.studies) for claim in wanted]
+        """The claims, judged."""
+        return [examine(claim, self.studies) for claim in self.claims()]
 
     def conclude(self) -> int:
         """Print the table, store it as JSON, and say in a line what came out."""
@@ -166,7 +177,7 @@ class Reproduction:
         claims = Section("Claims of the paper", CLAIMS, (), (claims_grid(findings, ""),))
         words = [f"--{name} {value}" for name, value in vars(self.options).items() if name != "network" and value]
         report = Report(
-            name=f"{TITLES[self.options.network]} on {self.preset.dataset}",
+            name=f"{title(self.preset)} on {self.preset.dataset}",
             data=f"{self.data} (training / validation / test)",
             command=" ".join(["lth-sparse reproduce", self.options.network, *words]),
             summary=summary,
@@ -175,7 +186,7 @@ class Reproduction:
             versions=facts.versions(),
             machine={**facts.machine(), **facts.kernels(), **facts.environment()},
             tickets=tuple(str(self._folder("iterative", seed) / f"level_{level:02d}.safetensors") for seed in results),
-            analyses=(claims, *analysis_sections(results, level)),
+            analyses=(claims, studies_section(self.studies), *analysis_sections(results, level)),
         )
         return write_report(self.directory, report)[0]
 
@@ -186,64 +197,42 @@ class Reproduction:
     def _folder(self, study: str, seed: int) -> Path:
         return self.directory / study.replace(" ", "_") / f"seed_{seed}"
 
-    def _search(self, study: str, seed: int, keywords: Mapping[str, Any]) -> TicketResult:
-        name = self.options.network
+    def _search(self, study: Study, seed: int) -> TicketResult:
         result = find_ticket(
-            build_model(self.preset.model, self.data, seed, dropout=self.preset.dropout),
-            make_train(self.preset, self.data),
-            **keywords,
-            feature_major=bool(CONVS[self.preset.model]),
-            directory=self._folder(study, seed),
+            build_model(study.preset.model, self.data, seed, dropout=study.preset.dropout),
+            make_train(study.preset, self.data),
+            **study.keywords,
+            feature_major=wants_feature_major(study.preset),
+            directory=self._folder(study.name, seed),
             seed=seed,
         )
-        self.studies.setdefault(study, {})[seed] = result
+        self.studies.setdefault(study.name, {})[seed] = result
         trained = [record for record in (*result.levels, *result.controls.values()) if not record.resumed]
         if trained:
             seconds = sum(record.seconds for record in trained)
-            self.say(f"{name}, {study}, seed {seed}: {len(trained)} trainings in {duration(seconds)}")
+            self.say(
+                f"{self.options.network}, {study.name}, seed {seed}: {len(trained)} trainings in {duration(seconds)}"
+            )
         return result
 
 
-def _preset(options: Options) -> Preset:
+def _size(study: Study) -> str:
+    trainings = study.preset.levels + 1 + len(study.controls) * len(study.control_levels)
+    return f"{trainings} trainings of {study.preset.iterations:,} iterations"
+
+
+def _check(options: Options) -> None:
     if options.network not in NETWORKS:
         raise ArgumentError(expected("network", f"one of {', '.join(NETWORKS)}", repr(options.network)))
     if options.budget not in BUDGETS:
         raise ArgumentError(expected("budget", f"one of {', '.join(BUDGETS)}", repr(options.budget)))
-    preset = PRESETS[options.network]
-    if options.budget == "quick":
-        preset = preset.quick()
-        if options.data is not None:
-            preset = dataclasses.replace(preset, dataset=PRESETS[options.network].dataset)
-    elif options.data is None:
-        preset = dataclasses.replace(preset, dataset="digits")
-    changes: dict[str, Any] = {"iterations": options.iterations, "levels": options.levels}
-    return dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _claim_directory(directory: Path, preset: Preset) -> None:
-    """Make the directory and note the preset in it, or check that the one noted is the same.
-
-    Raises:
-        RunError: not writable, or another preset. TicketError: the note is damaged.
-    """
-    note = directory / "reproduce.json"
-    ours = json.loads(json.dumps({"format": FORMAT, **preset.to_dict()}))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run directory {directory}: {error.strerror or error}") from error
-    advice = "choose another --output, or delete the directory to start over"
-    if not note.exists():
-        atomic_write(note, (json.dumps(ours, indent=2) + "\n").encode())
-        return
-    try:
-        theirs = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TicketError(f"{note}: damaged ({error}); {advice}") from error
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            had = theirs.get(name)
-            raise RunError(f"{directory}: holds a run with {name} {had!r}, but {ours[name]!r} was asked for; {advice}")
+def preset_for(name: str, options: Options) -> Preset:
+    """The preset ``name`` with the budget and the data of the command."""
+    preset = PRESETS[name].quick() if options.budget == "quick" else PRESETS[name]
+    dataset = "digits" if options.data is None else PRESETS[name].dataset
+    return budgeted(preset, dataset=dataset, iterations=options.iterations, levels=options.levels)
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -41,6 +41,15 @@ def sweep(
         typer.Option(min=1, help="Combinations that run at the same time.", show_default="cores // threads"),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each of them.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run them as tasks of a Ray cluster whose nodes share OUTPUT: auto for the running one, local for one "
+            "on this machine, or its address. Needs pip install 'lth_sparse[ray]'.",
+            show_default="processes of this machine",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Directory of the report, and of a run directory for each combination.")
     ] = Path("runs/sweep"),
@@ -52,7 +61,7 @@ def sweep(
     from lth_sparse.cli.sweeping import sweep
 
     words = list(find or ())
-    return sweep(options_of(words), grid_of(grid or (), words), output=output, jobs=jobs, threads=threads)
+    return sweep(options_of(words), grid_of(grid or (), words), output=output, jobs=jobs, threads=threads, ray=ray)
 
 
 def options_of(words: Iterable[str]) -> Options:

@@ -19,7 +19,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lth_sparse._files import atomic_write
+from lth_sparse.cli.cluster import run_on_ray
 from lth_sparse.cli.find import Options, check, command_line
 from lth_sparse.cli.pool import Task, run_all
 from lth_sparse.cli.progress import duration
-from lth_sparse.engine.lock import DirectoryLock
+from lth_sparse.engine.lock import SWEEP, DirectoryLock
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, RunError, TicketError, expected
 from lth_sparse.paper import load_dataset
 from lth_sparse.report import facts
@@ -89,6 +90,7 @@ def sweep(
     output: Path,
     jobs: int | None = None,
     threads: int = 1,
+    ray: str | None = None,
     console: Console | None = None,
 ) -> int:
     """Run every combination of ``grid``, and report.
@@ -97,15 +99,16 @@ def sweep(
         options: what all combinations share.
         grid: name of a field of ``options`` -> its values.
         output: directory of the report and of the combinations' own.
-        jobs: processes at a time; by default as many as the cores have room for.
+        jobs: processes at a time; by default as many as the cores, or the cluster's nodes, have room for.
         threads: of each.
+        ray: address of a Ray cluster that runs them in place of this machine, see :func:`run_on_ray`.
 
     Returns:
         0; 1 when a combination failed; 130 when interrupted.
 
     Raises:
         LTHSparseError: any of the user's mistakes, before the first training where that can be known; RunError: another
-            sweep is at work in ``output``, or it cannot be written.
+            sweep is at work in ``output``, it cannot be written, or Ray is missing or out of reach.
     """
     console = Console() if console is None else console
     for name, value in (("jobs", jobs), ("threads", threads)):
@@ -113,7 +116,8 @@ def sweep(
             raise ArgumentTypeError(expected(name, "an int of at least 1", value))
         if value is not None and value < 1:
             raise ArgumentError(expected(name, "an int of at least 1", value))
-    jobs = max(1, facts.cores() // threads) if jobs is None else jobs
+    if ray is None and jobs is None:
+        jobs = max(1, facts.cores() // threads)
     chosen = {name: list(dict.fromkeys(values)) for name, values in grid.items()}
     work = combinations(dataclasses.replace(options, threads=threads), chosen, output)
     load = functools.cache(load_dataset)
@@ -124,10 +128,10 @@ def sweep(
             combination.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the directory {error.filename}: {error.strerror or error}") from error
-    again = _command(options, chosen, output, jobs, threads)
+    again = _command(options, chosen, output, jobs, threads, ray)
     with DirectoryLock(output / "lock"):
         try:
-            return _Sweep(work, output, again, console).run(jobs, threads)
+            return _Sweep(work, output, again, console).run(jobs, threads, ray)
         except KeyboardInterrupt:
             print(f"lth-sparse: stopped; go on with: {again}", file=sys.stderr)
             return INTERRUPTED
@@ -172,17 +176,21 @@ class _Sweep:
         self.rows = {one.directory.name: Row(one.directory.name, one.chosen, "not finished") for one in self.work}
         self.ended = 0
 
-    def run(self, jobs: int, threads: int) -> int:
+    def run(self, jobs: int | None, threads: int, ray: str | None) -> int:
         todo: dict[str, Combination] = {}
         for one in self.work:
             if (row := one.finished()) is None:
                 todo[one.directory.name] = one
             else:
                 self._note(row, "finished before")
-        self._say(f"{len(todo)} of {len(self.work)} combinations to run, {jobs} at a time; into {self.output}")
+        how = (f", {jobs} at a time" if jobs else "") + (f", on Ray ({ray})" if ray else "")
+        self._say(f"{len(todo)} of {len(self.work)} combinations to run{how}; into {self.output}")
         begin, done = time.monotonic(), 0
-        tasks = [Task(name, [*CHILD, *one.words], one.directory / "log.txt") for name, one in todo.items()]
-        results = run_all(tasks, jobs, _environment(threads))
+        tasks = [
+            Task(name, [*CHILD, *one.words], (one.directory / "log.txt").absolute(), Path.cwd())
+            for name, one in todo.items()
+        ]
+        results = self._start(tasks, jobs, threads, ray)
         with contextlib.closing(results), _bar(self.console) as bar:
             shown = bar.add_task("combinations", total=len(tasks))
             for task, code in results:
@@ -201,6 +209,18 @@ class _Sweep:
         for row in failed:
             print(f"lth-sparse: error: {row.name} failed; see {self.output / row.name / 'log.txt'}", file=sys.stderr)
         return 1 if failed else 0
+
+    def _start(
+        self, tasks: list[Task], jobs: int | None, threads: int, ray: str | None
+    ) -> Generator[tuple[Task, int], None, None]:
+        """The tasks' processes, on this machine or on a cluster."""
+        variables = {SWEEP: str(self.output.absolute()), **_pools(threads)}
+        if ray is None:
+            assert jobs is not None  # sweep() has chosen
+            return run_all(tasks, jobs, {**os.environ, **variables})
+        ours = {name: value for name, value in os.environ.items() if name.startswith("LTH_SPARSE_")}
+        proof = (self.output / "lock").absolute()
+        return run_on_ray(tasks, {**ours, **variables}, address=ray, threads=threads, jobs=jobs, proof=proof)
 
     def _judge(self, one: Combination, task: Task, code: int) -> Row:
         error = _tail(task.log) or f"exit code {code}, and it said nothing"
@@ -234,19 +254,23 @@ def _text(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _command(options: Options, grid: Mapping[str, list[Any]], output: Path, jobs: int, threads: int) -> str:
+def _command(
+    options: Options, grid: Mapping[str, list[Any]], output: Path, jobs: int | None, threads: int, ray: str | None
+) -> str:
     """The command that repeats or continues a sweep."""
     shared = shlex.split(command_line(dataclasses.replace(options, output=None, threads=None)))[2:]
     words = ["lth-sparse", "sweep", *(shared if "model" not in grid else shared[1:])]
     for name, values in grid.items():
         words += ["--grid", f"{name.replace('_', '-')}={','.join(map(_text, values))}"]
-    return shlex.join([*words, "--jobs", str(jobs), "--threads", str(threads), "--output", str(output)])
+    words += ["--jobs", str(jobs)] if jobs else []
+    words += ["--ray", ray] if ray else []
+    return shlex.join([*words, "--threads", str(threads), "--output", str(output)])
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """This process's variables, with pools of as many threads as a combination may use, and logs line by line."""
+def _pools(threads: int) -> dict[str, str]:
+    """Variables for pools of as many threads as a combination may use, and for logs line by line."""
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return {**os.environ, **pools, "PYTHONUNBUFFERED": "1"}
+    return {**pools, "PYTHONUNBUFFERED": "1"}
 
 
 def _tail(log: Path) -> str:

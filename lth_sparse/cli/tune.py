@@ -1,6 +1,7 @@
 """`lth-sparse tune`: time launch configurations of the Triton kernels on this GPU and keep the fastest; export them.
 
-The layers are benchmark cases, or those of a network, with random masks of blocks at the densities asked for.
+The layers are benchmark cases, or those of a network, with random masks at the densities asked for: of blocks, or of
+single weights for the CSR kernels.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["Options", "run"]
 
 PLACE = "cuda"
 CASES, DENSITIES, BLOCKS = "headline", (0.2, 0.1), ((32, 32), (64, 64))
+LAYOUTS = ("bsr", "csr")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Options:
     cases: str | None = None
     density: str | None = None
     blocks: str | None = None
+    layout: str = "bsr"
     dtype: str = "bfloat16"
     forward: bool = False
     again: bool = False
@@ -60,8 +63,14 @@ def run(options: Options, console: Console | None = None) -> int:
         raise ArgumentError(expected("--export", "a file in a directory that exists", str(options.export)))
     if options.shape is not None and options.model is None:
         raise ArgumentError(expected("MODEL", "a network that takes --input", "none"))
+    if options.layout not in LAYOUTS:
+        raise ArgumentError(expected("--layout", f"one of {', '.join(LAYOUTS)}", options.layout))
+    if options.layout == "csr" and options.blocks is not None:
+        raise ArgumentError(expected("--block", "none beside --layout csr, which has single weights", options.blocks))
     densities = DENSITIES if options.density is None else parse_densities(options.density)
-    blocks = BLOCKS if options.blocks is None else tuple(map(parse_block, options.blocks.split(",")))
+    blocks: tuple[tuple[int, int] | None, ...] = BLOCKS if options.layout == "bsr" else (None,)
+    if options.blocks is not None:
+        blocks = tuple(map(parse_block, options.blocks.split(",")))
     networks = _networks(options)
     device = tuning.gpu()
     variants = list(itertools.product(networks, blocks, densities))
@@ -77,7 +86,8 @@ def run(options: Options, console: Console | None = None) -> int:
                 limit=options.limit,
                 progress=bar.update,
             )
-        head = f"[{number}/{len(variants)}] {name}, blocks {block[0]}x{block[1]}, density {density:g}"
+        what = f"blocks {block[0]}x{block[1]}" if block else "CSR"
+        head = f"[{number}/{len(variants)}] {name}, {what}, density {density:g}"
         console.print(f"{head}\n{report}", markup=False, highlight=False, soft_wrap=True)
     if options.export is not None:
         atomic_write(options.export, exported(device).encode())
@@ -98,13 +108,13 @@ def _networks(options: Options) -> list[tuple[str, nn.Module, Tensor]]:
     return found
 
 
-def _pruned(model: nn.Module, block: tuple[int, int], density: float) -> nn.Module:
-    """A copy whose layers keep random blocks."""
+def _pruned(model: nn.Module, block: tuple[int, int] | None, density: float) -> nn.Module:
+    """A copy whose layers keep random blocks, or random weights as CSR."""
     sparse, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     masks = {
         f"{name}.weight": random_mask(module.weight.shape, density, block, generator)
         for name, module in sparse.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
     }
-    sparse_nn.sparsify_(sparse, masks, layout="bsr", block=block)
+    sparse_nn.sparsify_(sparse, masks, layout="bsr" if block else "csr", block=block)
     return sparse

@@ -73,8 +73,8 @@ def write(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]
     return digest
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], Any, str]:
-    """Read a file of the given kind: its tensors, its content, its hash.
+def read(path: str | os.PathLike[str], kind: str, *others: str) -> tuple[dict[str, Tensor], Any, str]:
+    """Read a file of the given kind, or of one of ``others``: its tensors, its content, its hash.
 
     Raises:
         TicketError: it is missing, damaged, truncated, of another kind or from a newer version; the message says which.
@@ -100,8 +100,8 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], An
     if version != FORMAT:
         advice = "update lth_sparse" if isinstance(version, int) and version > FORMAT else "make it again"
         raise TicketError(f"{path}: expected file format {FORMAT}, got {version!r}; {advice}")
-    if found != kind:
+    if found not in (kind, *others):
         raise TicketError(f"{path}: expected a {kind} file, got a {found} file")
-    if content_hash(kind, tensors, content) != digest:
+    if content_hash(found, tensors, content) != digest:
         raise TicketError(f"{path}: damaged: its content does not match its hash; {ADVICE}")
     return tensors, content, digest

@@ -15,6 +15,9 @@ matter. The others keep a part of what the ticket is, to find out which part mat
     "signed_constant"  every weight the deviation of its layer's theta_0, with its own sign (Zhou et al. 2019)
     "rescaled"         theta_0 over the square root of the share of incoming weights that its unit has left, so that
                        sums keep the variance that they had in the dense network
+    "reordered"        the ticket itself, trained from the same weights with other random states: another data order,
+                       other dropout. Between the two lies the error barrier of linear mode connectivity
+                       (``engine/analyses/barrier.py``). The only one that the dense network, level 0, can have too
 
 A control trains as the ticket does, from random states of its own seed; with rewinding to step k, "theta_0" above is
 theta_k wherever weights of the ticket are kept. (Frankle & Carbin 2018, section 2 and appendix F; for the shuffled ones
@@ -37,6 +40,7 @@ __all__ = [
     "CONTROLS",
     "FRESH",
     "JUDGES",
+    "REORDERED",
     "REQUIRED",
     "altered",
     "control_masks",
@@ -59,11 +63,14 @@ CONTROLS = {
     "noise_3": "theta_0 with noise of 3 sigma",
     "signed_constant": "signed constants",
     "rescaled": "theta_0 rescaled to its sparsity",
+    "reordered": "network itself in another data order",
 }
 #: A ticket is called winning only if these were trained and do worse.
 REQUIRED = ("reinit", "shuffled")
 #: A ticket is not called winning if one of these does as well.
 JUDGES = (*REQUIRED, "random", "global_shuffled", "dm_reinit", "prune_at_0")
+#: The one that is no control of the masks or weights, and may be trained at level 0.
+REORDERED = "reordered"
 #: Those with fresh weights of the whole network, which therefore train from step 0.
 FRESH = ("reinit", "random")
 

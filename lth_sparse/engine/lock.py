@@ -2,6 +2,9 @@
 
 The owner is a process: its id, its start time (ids are used again) and its machine. The operating system's own file
 lock guards only the moments of reading and writing the file; it would outlive the owner in the workers that it forked.
+
+A sweep runs each of its searches once at a time, and is itself alone in its directory. So a lock that was left by a
+search of the same sweep is that of one that has ended, on another machine too, or that is about to.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from lth_sparse._files import remove_leftovers
 from lth_sparse.errors import RunError
 
 try:
@@ -22,11 +27,18 @@ try:
 except ImportError:  # not POSIX: then two processes that start in the same instant are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["DirectoryLock"]
+__all__ = ["SWEEP", "DirectoryLock"]
+
+#: Environment variable by which a sweep tells its searches whose they are: its directory.
+SWEEP = "LTH_SPARSE_SWEEP"
+#: Seconds that an earlier search of the same sweep is given to end.
+PATIENCE = 10.0
 
 
 class DirectoryLock:
     """Context manager over one lock file. The file stays, empty, when nobody holds it.
+
+    Taking it removes what a killed owner has left half-written in the directory.
 
     Raises:
         RunError: a living process holds the lock, or the file cannot be written.
@@ -36,13 +48,18 @@ class DirectoryLock:
         self.path = path
 
     def __enter__(self) -> DirectoryLock:
-        with self._file() as file:
-            owner = _parse(file.read())
-            if owner is not None and _alive(owner):
-                advice = "wait for it, or choose another directory"
-                raise RunError(f"{self.path.parent}: in use by {_words(owner)}; {advice}")
-            _rewrite(file, json.dumps(_myself()))
-        return self
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with self._file() as file:
+                owner = _parse(file.read())
+                if owner is None or not _alive(owner):
+                    _rewrite(file, json.dumps(_myself()))
+                    remove_leftovers(self.path.parent)
+                    return self
+                if not _same_sweep(owner) or time.monotonic() >= deadline:
+                    advice = "wait for it, or choose another directory"
+                    raise RunError(f"{self.path.parent}: in use by {_words(owner)}; {advice}")
+            time.sleep(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,13 +96,20 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def _myself() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
+    myself = {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
+    return myself if SWEEP not in os.environ else {**myself, "sweep": os.environ[SWEEP]}
+
+
+def _same_sweep(owner: dict[str, Any]) -> bool:
+    return "sweep" in owner and owner["sweep"] == os.environ.get(SWEEP) and owner["pid"] != os.getpid()
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    """Whether the owner still runs. On another machine nobody can tell, so the answer there is yes."""
+    """Whether the owner still runs. On another machine nobody can tell, so the answer there is yes, except of the
+    same sweep.
+    """
     if owner.get("host") != socket.gethostname():
-        return True
+        return not _same_sweep(owner)
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth_sparse.engine.controls import FRESH, altered, control_masks, reinitialise_
+from lth_sparse.engine.controls import FRESH, REORDERED, altered, control_masks, reinitialise_
 from lth_sparse.engine.distributed import check_alike, leads, led, shared, shared_captures, warn
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.level import Level, emit
@@ -181,13 +181,7 @@ class Search(Iterator[Level]):
 
     def _level(self, k: int, masks: Mask) -> Level:
         """The network of level k: dense and untouched at 0, then sparse and rewound."""
-        if k > 0 and self._rewind.keeps_training:
-            state: Mapping[str, Tensor] = self._result.tickets[k - 1].state_dict("trained")
-            rewound = dataclasses.replace(self._start, tensors={**self._start.tensors, **state})
-            if self._rewind.finetunes:
-                rewound = dataclasses.replace(rewound, attached=self._rewind_point().without_moments().attached)
-        else:
-            rewound = self._start if k == 0 else self._rewind_point()
+        rewound = self._start if k == 0 else self._beginning(k)
         model, self._layers = self._build(rewound.tensors, masks)
         restore_rng(rewound.rng)
         return self._make_level(
@@ -199,6 +193,16 @@ class Search(Iterator[Level]):
             captures=self._moments() if k == 0 else (),
             finetunes=k > 0 and self._rewind.finetunes,
         )
+
+    def _beginning(self, k: int) -> Snapshot:
+        """What level k > 0 begins with."""
+        if not self._rewind.keeps_training:
+            return self._rewind_point()
+        state: Mapping[str, Tensor] = self._result.tickets[k - 1].state_dict("trained")
+        rewound = dataclasses.replace(self._start, tensors={**self._start.tensors, **state})
+        if self._rewind.finetunes:
+            rewound = dataclasses.replace(rewound, attached=self._rewind_point().without_moments().attached)
+        return rewound
 
     def _moments(self) -> list[Moment]:
         """What has to be copied while level 0 trains."""
@@ -243,8 +247,12 @@ class Search(Iterator[Level]):
         """A control's network: fresh weights under the ticket's mask, or the ticket's network under another mask."""
         seed = derived_seed(self.settings.seed, k, control)
         rewound = self._start if self._rewind.keeps_training else self._rewind_point()
+        options: dict[str, Any] = {}
         seed_all(seed)
-        if control in FRESH:
+        if control == REORDERED:
+            rewound = self._beginning(k) if k else rewound
+            options = {"restores": is_no_data_order, "finetunes": k > 0 and self._rewind.finetunes}
+        elif control in FRESH:
             dense, _ = self._build(self._start.tensors, self._everything)
             changed = [name for name, rate in self._rates.items() if rate]
             reset = self.settings.reset_parameters
@@ -255,7 +263,7 @@ class Search(Iterator[Level]):
             rewound = dataclasses.replace(rewound, tensors=own)
         model, self._layers = self._build(rewound.tensors, masks)
         seed_all(seed)
-        return self._make_level(model, k, masks, seed, control=control, rewound_to=rewound)
+        return self._make_level(model, k, masks, seed, control=control, rewound_to=rewound, **options)
 
     def _train(self, level: Level, masks: Mask) -> Iterator[Level]:
         """Hand the level out, time its training, and keep what came of it."""

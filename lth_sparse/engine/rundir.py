@@ -75,7 +75,6 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
         stack.enter_context(DirectoryLock(self.path / "lock"))
-        self._sweep()
         self._check_identity()
 
     @led
@@ -162,12 +161,6 @@ class RunDirectory:
     def _path(self, level: int, control: str | None) -> Path:
         stem = f"level_{level:02d}" if control is None else f"control_{level:02d}_{control}"
         return self.path / f"{stem}.safetensors"
-
-    def _sweep(self) -> None:
-        """Remove temporary files of a killed run; under the lock nobody else is writing any."""
-        for leftover in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
 
     def _check_identity(self) -> None:
         path = self.path / "run.json"

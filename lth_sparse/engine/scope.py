@@ -22,7 +22,7 @@ from torch import Tensor
 from lth_sparse.engine.erk import erk_counts
 from lth_sparse.engine.granularity import Granularity
 
-__all__ = ["SCOPES", "Pruned", "lowest", "pools", "prune", "survivors"]
+__all__ = ["SCOPES", "Pruned", "lowest", "planned_density", "pools", "prune", "survivors"]
 
 SCOPES = ("layer", "global", "erk")
 
@@ -47,6 +47,23 @@ def survivors(numel: int, rate: float, level: float) -> Fraction:
     """
     kept = 1 - Fraction(repr(float(rate)))
     return numel * (kept ** int(level) if level == int(level) else Fraction(float(kept) ** level))
+
+
+def planned_density(
+    shapes: Mapping[str, torch.Size], rates: Mapping[str, float], level: int, scope: str = "layer"
+) -> float:
+    """Share of all weights that ``level`` keeps with single weights as tiles, known before anything is trained.
+
+    Exact while no layer is at its ``min_kept``, and with scope="global" and "erk" even then, since others go instead.
+
+    Args:
+        shapes: per layer, of its weight; rates: per layer, 0 or none for one that is never pruned.
+    """
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    kept = sum(size for name, size in sizes.items() if not rates.get(name, 0.0))
+    for names in pools(shapes, rates, scope):
+        kept += _nearest(survivors(sum(sizes[name] for name in names), rates[names[0]], level))
+    return kept / sum(sizes.values())
 
 
 def prune(
@@ -102,12 +119,17 @@ def pools(names: Iterable[str], rates: Mapping[str, float], scope: str) -> list[
     return list(together.values())
 
 
+def _nearest(count: Fraction) -> int:
+    """The nearest integer; an exact half goes down."""
+    return -(-(2 * count - 1) // 2)
+
+
 def _erk_goals(
     shapes: Mapping[str, torch.Size], names: list[str], goal: Fraction, tile: Granularity, min_kept: int
 ) -> tuple[list[tuple[list[str], Fraction]], list[str]]:
     """Each layer's own goal, and the layers whose share was below the floor."""
     sizes = [shapes[name] for name in names]
-    total = -(-(2 * goal - 1) // 2)  # to the nearest, an exact half goes down
+    total = _nearest(goal)
     least = [min(size.numel(), max(min_kept, tile.least(size))) for size in sizes]
     own, counts = erk_counts(sizes, total), erk_counts(sizes, total, least)
     held = [name for name, count, floor in zip(names, own, least, strict=True) if count < floor]

@@ -92,7 +92,8 @@ def find_ticket(
         one_shot: prune once; ``rate`` is then the final rate.
         min_kept: every layer keeps at least so many weights; a UserWarning says where that was needed.
         prune, freeze: names, globs or types of the only weights to prune, or of weights never to prune.
-        controls: any of "reinit" and "shuffled", trained after the levels; control_levels: at which (the last).
+        controls: "reinit", "shuffled" and others of :data:`lth_sparse.engine.controls.CONTROLS`, trained after the
+            levels; control_levels: at which (the last); "reordered" alone may be trained at level 0.
         layout: of the sparse layers, see :func:`lth_sparse.sparsify_`.
         directory: run directory. A search that was killed goes on from it when called again, and ends with the same
             tickets. Its theta_0 then counts, not that of ``model``.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lth_sparse.engine.controls import CONTROLS
+from lth_sparse.engine.controls import CONTROLS, REORDERED
 from lth_sparse.engine.criteria import Criterion, NamedCriterion, ScoreData, criterion_name, find_criterion
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.rewinding import Rewind
@@ -182,7 +182,7 @@ class Settings:
         """(level, kind) of every control, in the order in which they are trained; ``last`` is the last level."""
         assert isinstance(self.controls, list)
         levels = [last] if self.control_levels is None else [level for level in self.control_levels if level <= last]
-        return [(level, kind) for level in levels for kind in self.controls if level]
+        return [(level, kind) for level in levels for kind in self.controls if level or kind == REORDERED]
 
     @property
     def candidates(self) -> list[int]:
@@ -262,8 +262,9 @@ class Settings:
         for level in levels:
             if isinstance(level, bool) or not isinstance(level, int):
                 raise ArgumentTypeError(expected("control_levels", "levels as int", level))
-            if controls and not 1 <= level <= self.depth:
-                raise ArgumentError(expected("control_levels", f"levels from 1 to {self.depth}", level))
+            least = 0 if REORDERED in controls else 1
+            if controls and not least <= level <= self.depth:
+                raise ArgumentError(expected("control_levels", f"levels from {least} to {self.depth}", level))
         self._set("control_levels", None if chosen is None else sorted(set(levels)))
         if self.reset_parameters is not None and not callable(self.reset_parameters):
             raise ArgumentTypeError(expected("reset_parameters", "a callable (model) -> None", self.reset_parameters))

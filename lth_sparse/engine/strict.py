@@ -59,7 +59,12 @@ class Strict:
             if name in self._masks:
                 truth = torch.where(self._masks[name].to(tensor.device), truth, torch.zeros_like(truth))
             different = _bits(tensor) != _bits(truth)
-            _none(different, name, f"level {index} starts with another value than theta_k has for", "")
+            _none(
+                different,
+                name,
+                f"level {index} starts, before its first step, with another value than theta_k has for",
+                "",
+            )
         self._watched = list(self._places(model))
 
     @torch.no_grad()
@@ -90,8 +95,18 @@ class Strict:
         state = dense_state_dict(model)
         for name, mask in self._masks.items():
             kept = sparse[name].mask.cpu() if name in sparse else (state[name] != 0).cpu() | mask.cpu()
-            _none(kept & ~mask.cpu(), name, f"level {index} ends with a live weight", "the ticket prunes")
-            _none(mask.cpu() & ~kept, name, f"level {index} ends without a weight", "the ticket keeps")
+            _none(
+                kept & ~mask.cpu(),
+                name,
+                f"level {index} ends, after its last step, with a live weight",
+                "the ticket prunes",
+            )
+            _none(
+                mask.cpu() & ~kept,
+                name,
+                f"level {index} ends, after its last step, without a weight",
+                "the ticket keeps",
+            )
 
     def _places(self, model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, parameter, and where in it nothing may ever be: of the layers that have such places."""

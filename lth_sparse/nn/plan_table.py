@@ -142,6 +142,7 @@ class PlanTable:
         step: seconds of the dense network's training step: forward and all gradients, without loss and optimiser.
         measured: False when the times are the cost model's.
         environment: what the times belong to: processor, threads, versions.
+        channels_last: whether BSR's blocks of convolutions are those of channels_last weights.
     """
 
     layers: list[LayerPlan]
@@ -151,6 +152,7 @@ class PlanTable:
     step: float
     measured: bool
     environment: dict[str, str]
+    channels_last: bool = False
 
     def break_evens(self) -> dict[str, float]:
         """Parameter name -> density up to which CSR is the way to store the pruned weight, for
@@ -219,6 +221,7 @@ class PlanTable:
     def title(self, layout: str) -> str:
         """One line above the layout's table."""
         blocks = f" {self.block[0]}x{self.block[1]}" if layout == "bsr" and self.block else ""
+        blocks += " channels_last" * (layout == "bsr" and self.channels_last)
         return f"{layout}{blocks}: density up to which each pass beats dense torch; speed-up of the step by density"
 
     def notes(self) -> list[str]:
@@ -250,6 +253,7 @@ class PlanTable:
             "measured": self.measured,
             "environment": self.environment,
             "block": list(self.block) if self.block else None,
+            "channels_last": self.channels_last,
             "densities": list(self.densities),
             "step_seconds": self.step,
             "elsewhere_seconds": self.elsewhere,

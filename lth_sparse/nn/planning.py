@@ -52,6 +52,7 @@ def plan(
     block: tuple[int, int] | None = None,
     measure: bool = True,
     progress: Progress | None = None,
+    channels_last: bool = False,
 ) -> PlanTable:
     """Predict what pruning would gain: where each layer and pass breaks even with dense torch, and the speed-ups.
 
@@ -65,15 +66,19 @@ def plan(
         measure: False times no layer but asks the cost model, which is calibrated once on a machine, in seconds. It
             describes CPUs: a model on a GPU is always measured.
         progress: called now and then with the share of the work done, and words.
+        channels_last: with ``block``, blocks of convolutions are those of a channels_last weight, see
+            :class:`lth_sparse.formats.BSR`; give model and sample in that memory format, too. On a GPU only.
 
     Raises:
         ArgumentError, ArgumentTypeError: naming the argument; a model without layers that can become sparse, or one
-            that does not take the sample or cannot be copied.
+            that does not take the sample or cannot be copied; ``channels_last`` without ``block``, or on a CPU.
     """
     check_model(model)
     wanted = _checked_densities(densities)
     if block is not None:
         check_block(block)
+    elif channels_last:
+        raise ArgumentError(expected("channels_last", "False without block", channels_last))
     modules = {name or type(module).__name__: module for name, module in model.named_modules() if _plannable(module)}
     if not modules:
         raise ArgumentError(expected("model", "Linear, Conv1d or Conv2d layers", "none that can become sparse"))
@@ -87,6 +92,9 @@ def plan(
     device = dense_weight(first).device
     if device.type != "cpu" and not measure:
         raise ArgumentError(expected("measure", f"True for a model on {device}: the cost model is for CPUs", measure))
+    if device.type == "cpu" and channels_last:
+        what = "False for a model on a CPU, which has no kernels for blocks of channels_last weights"
+        raise ArgumentError(expected("channels_last", what, channels_last))
     (step, overhead), calls = _network(model, sample_input, reached, PlanCache.of(device))
     work = {name: _work(module, inputs[id(module)]) for name, module in reached.items()}
     done, total = 0.0, sum(work.values())
@@ -100,26 +108,35 @@ def plan(
             report((before + share * work[name]) / total, name)
 
         inside(0.0)
-        timer = _Layer(module, inputs[id(module)], block, measure)
+        timer = _Layer(module, inputs[id(module)], block, measure, channels_last)
         layers.append(replace(timer.plan(name, calls[name], wanted, inside), overhead=overhead))
         done += work[name]
     report(1.0, "done")
     layouts = tuple(kind for kind in ("csr", "bsr") if any(kind in layer.sparse for layer in layers))
-    return PlanTable(layers, wanted, layouts or ("csr",), block, step, measure, environment(device))
+    return PlanTable(layers, wanted, layouts or ("csr",), block, step, measure, environment(device), channels_last)
 
 
 class _Layer:
     """Times of one layer, from the cache, by measurement, or by the cost model."""
 
-    def __init__(self, module: nn.Module, x: Tensor, block: tuple[int, int] | None, measured: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        block: tuple[int, int] | None,
+        measured: bool,
+        channels_last: bool = False,
+    ) -> None:
         self.module, self.block, self.measured = module, block, measured
         self.weight = dense_weight(module)
+        self.channels_last = channels_last and self.weight.dim() > 2
         self.x, self.input_gradient = x.detach().to(self.weight.dtype), x.requires_grad
         bias = module._parameters["bias"]
         self.bias = None if bias is None else bias.detach()
         self.conv = conv_options(module)
         groups = (self.conv or {}).get("groups", 1)
-        self.kinds = choices.fast_kinds(("csr", *(["bsr"] if block else [])), self.weight, False, groups)
+        kinds = ("csr", *(["bsr"] if block else []))
+        self.kinds = choices.fast_kinds(kinds, self.weight, False, groups, self.channels_last)
         self.cache = PlanCache.of(self.weight.device)
         #: (kind, density) -> (times, dense torch's beside them)
         self.found: dict[tuple[str, float], tuple[Timing, Timing]] = {}
@@ -200,14 +217,19 @@ class _Layer:
 
     def _layout(self, kind: str, density: float) -> Any:
         generator = torch.Generator().manual_seed(0)
-        mask = cost.random_mask(self.weight.shape, density, self.block if kind == "bsr" else None, generator)
-        return choices.layout_of(kind, mask.to(self.weight.device), self.block)
+        block = self.block if kind == "bsr" else None
+        mask = cost.random_mask(self.weight.shape, density, block, generator, self.channels_last)
+        return choices.layout_of(kind, mask.to(self.weight.device), self.block, self.channels_last)
 
     def _key(self, kind: str, density: float) -> str:
         block = self.block if kind == "bsr" else None
         about = (self.conv, block, self.bias is not None, self.input_gradient, self.x)
-        backend = choices.backend_of(kind, self.weight.device, self.weight.dtype, self.weight.dim())
-        return f"{choices.signature(self.weight, self.x.shape, *about)} {kind}:{backend} random density={density:.4f}"
+        order = kind == "bsr" and self.channels_last
+        backend = choices.backend_of(
+            kind, self.weight.device, self.weight.dtype, self.weight.dim(), channels_last=order
+        )
+        words = choices.signature(self.weight, self.x.shape, *about)
+        return f"{words} {kind}:{backend} random density={density:.4f}{choices.order_of(order)}"
 
 
 def next_density(ratios: Mapping[float, float], close: float) -> float | None:
@@ -330,7 +352,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _digest(model: nn.Module, sample_input: Any) -> str:
     """Tells networks apart: modules with their options as they print, parameters, and the shapes of the sample."""
+    # Strides where they say more than the shape, which also keeps what was timed before they were looked at.
+    strides = [() if tensor.is_contiguous() else tensor.stride() for tensor in _tensors(sample_input)]
     samples = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(sample_input)]
+    samples += [str(steps) for steps in strides if steps]
     parameters = [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
     text = "\n".join([type(model).__module__, repr(model), *samples, *parameters])
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -31,7 +31,7 @@ def tune(
     limit: int = LIMIT,
     progress: Callable[[float, str], None] | None = None,
 ) -> TuneReport:
-    """Time launch configurations for a model's block-sparse layers on its GPU, and keep the fastest.
+    """Time launch configurations for a model's block-sparse and CSR layers on its GPU, and keep the fastest.
 
     Nobody has to: without it, configurations come from shipped tables and from a heuristic. The winners are kept on
     disk beside the planner's timings (``LTH_SPARSE_CACHE=0`` switches both off), for this device and these versions of
@@ -39,11 +39,12 @@ def tune(
     launch takes about half a minute, most of which is compiling. The model is left as it is.
 
     Args:
-        model: with layers made by ``sparsify_(..., layout="bsr")``, on a CUDA device.
+        model: with layers made by ``sparsify_``, of layout ``"bsr"`` or ``"csr"``, on a CUDA device.
         sample_input: what to call it with (a tensor, a tuple of arguments, a mapping of keyword arguments). Its sizes
             are those that are tuned for.
         problems: products of linear layers to tune instead, or as well: ``Problem(product, dtype, block, tokens, rows,
-            cols, density)`` with product ``"forward"``, ``"input_gradient"`` or ``"weight_gradient"``.
+            cols, density)`` with product ``"forward"``, ``"input_gradient"`` or ``"weight_gradient"``; of CSR layers
+            ``"csr_forward"`` and so on, with block ``(1, 1)``.
         gradients: False tunes the forward pass alone.
         again: also what was tuned before.
         limit: configurations tried for a launch, at least 2.

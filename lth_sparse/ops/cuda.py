@@ -55,20 +55,20 @@ def _allows_tf32() -> bool:
 
 
 def _tile(
-    product: str, x: Tensor, block: tuple[int, int], index: list[Tensor], shape: list[int], tma: bool = False
+    product: str, x: Tensor, block: tuple[int, int], index: list[Tensor], shape: list[int], **flags: bool
 ) -> launch.Tile:
     """The configuration for a product over the rows of ``x``, or over the pixels of images.
 
     ``index`` and ``shape`` are those of the weight: how many of its blocks are stored is read off their shapes, since
-    a launch must not wait for the device.
+    a launch must not wait for the device. ``flags`` are those of :class:`launch.Problem`.
     """
     tokens = x.shape[0] * x.shape[2:].numel()
     rows, cols = shape[0], math.prod(shape[1:])
     blocks = launch.cdiv(rows, block[0]) * launch.cdiv(cols, block[1])
     density = index[1].shape[0] / max(blocks, 1)
-    problem = launch.Problem(product, str(x.dtype).removeprefix("torch."), block, tokens, rows, cols, density, tma)
+    problem = launch.Problem(product, str(x.dtype).removeprefix("torch."), block, tokens, rows, cols, density, **flags)
     tf32 = x.dtype == torch.float32 and _allows_tf32()
-    return launch.select(_device(x.get_device()), problem, tf32=tf32)
+    return launch.select(_device(x.get_device()), problem, tf32=tf32, rows=x.stride(-1) == 1)
 
 
 def _live(values: Tensor, value_mask: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _linear(
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
         y = empty_activations(x, (x.shape[0], shape[0]), is_feature_major(x))
-        tile = _tile("forward", x, block, index, shape, bsr_linear.prefers_tma(x, block, col.shape[0]))
+        tile = _tile("forward", x, block, index, shape, tma=bsr_linear.prefers_tma(x, block, col.shape[0]))
         return bsr_linear.forward(x, _live(values, value_mask), bias, col, work, splits, y, tile, activation)
 
 
@@ -107,7 +107,7 @@ def _linear_backward(
         if wanted[0]:
             dx = empty_activations(grad, x.shape, is_feature_major(x))
             tma = all(bsr_linear.prefers_tma(t, block, nblocks) for t in (grad, activated) if t is not None)
-            tile = _tile("input_gradient", grad, block, index, shape, tma)
+            tile = _tile("input_gradient", grad, block, index, shape, tma=tma)
             live = _live(values, value_mask)
             bsr_linear.input_gradient(grad, live, row, perm, work, splits, dx, tile, activated)
         if wanted[1]:

@@ -45,7 +45,8 @@ def _conv2d(
     with torch.cuda.device_of(x):
         size = (x.shape[0], shape[0], *conv.output_size(x.shape[2], x.shape[3]))
         y = empty_owed(x, x, size, channels_last)
-        tile = cuda._tile(product, y, (values.shape[1], values.shape[2]), index, shape)
+        scattered = channels_last and x.stride(1) != 1
+        tile = cuda._tile(product, y, (values.shape[1], values.shape[2]), index, shape, scattered=scattered)
         values = cuda._live(values, value_mask)
         return bsr_conv.forward(x, values, bias, crow, col, y, conv, tile, activation, channels_last)
 
@@ -74,11 +75,13 @@ def _conv2d_backward(
         if wanted[0]:
             dx = empty_owed(x, grad, x.shape, channels_last)
             # The products over input pixels go by their number, the others by that of the output's.
-            tile = cuda._tile(by_input, dx if channels_last else grad, block, index, shape)
+            scattered = channels_last and grad.stride(1) != 1
+            tile = cuda._tile(by_input, dx if channels_last else grad, block, index, shape, scattered=scattered)
             gradient = (bsr_conv_nhwc if channels_last else bsr_conv_backward).input_gradient
             gradient(grad, cuda._live(values, value_mask), ccol, row, perm, dx, conv, tile)
         if wanted[1]:
-            tile = cuda._tile(by_weight, grad, block, index, shape)
+            scattered = channels_last and x.stride(1) != 1
+            tile = cuda._tile(by_weight, grad, block, index, shape, scattered=scattered)
             programs = bsr_linear.weight_gradient_programs(block, col.shape[0], tile)
             splits = launch.splits_for(cuda._device(x.get_device()), programs, grad.shape[0] * grad.shape[2:].numel())
             mask = value_mask if value_mask.numel() else None

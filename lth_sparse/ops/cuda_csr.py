@@ -8,6 +8,8 @@ convolution has the reference, and ``backend_of`` says so.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,13 +24,19 @@ from lth_sparse.ops.strides import empty_activations, feature_major, is_feature_
 
 __all__: list[str] = []
 
+FORWARD, BY_INPUT, BY_WEIGHT = launch.CSR_PRODUCTS
+
 
 def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _gather_tile(x: Tensor, tokens: int, rows: int, nnz: int) -> launch_csr.Gather:
-    return launch_csr.gather(_device(x.get_device()), _dtype(x), tokens, rows, nnz)
+def _tile(product: str, x: Tensor, tokens: int, shape: list[int], nnz: int) -> Any:
+    """The configuration for a product of ``tokens`` rows with a weight ``[rows, cols, ...]`` of ``nnz`` live ones."""
+    rows, cols = shape[:2]
+    density = nnz / max(rows * cols, 1)
+    problem = launch.Problem(product, _dtype(x), (1, 1), tokens, rows, cols, density)
+    return launch_csr.select(_device(x.get_device()), problem)
 
 
 def _result(x: Tensor, inside: Tensor, size: int) -> Tensor:
@@ -56,7 +64,7 @@ def _linear(
     bias = None if bias is None else bias.contiguous()
     with torch.cuda.device_of(x):
         inside = csr_linear.tokens_inside(x)
-        tile = _gather_tile(x, x.shape[0], shape[0], values.shape[0])
+        tile = _tile(FORWARD, x, x.shape[0], shape, values.shape[0])
         y = _result(x, inside, shape[0])
         csr_linear.forward(inside, values, bias, crow, col, y, tile, activation)
         return _owed(y, x)
@@ -78,12 +86,12 @@ def _linear_backward(
     with torch.cuda.device_of(x):
         inside = csr_linear.tokens_inside(grad) if wanted[0] or wanted[1] else grad
         if wanted[0]:
-            tile = _gather_tile(grad, grad.shape[0], shape[1], nnz)
+            tile = _tile(BY_INPUT, grad, grad.shape[0], shape, nnz)
             dx = _result(x, inside, shape[1])
             csr_linear.input_gradient(inside, values.contiguous(), ccol, row, perm, dx, tile)
             dx = _owed(dx, x)
         if wanted[1]:
-            scatter = launch_csr.scatter(_device(x.get_device()), _dtype(x), grad.shape[0], shape[0], nnz)
+            scatter = _tile(BY_WEIGHT, x, grad.shape[0], shape, nnz)
             dvalues = csr_linear.weight_gradient(inside, csr_linear.tokens_inside(x), crow, col, scatter)
         if wanted[2]:
             dbias = grad.sum(0, dtype=grad.dtype)
@@ -137,7 +145,7 @@ def _conv2d(
         seen = _seen(x, stride, padding)
         pixels = _pixels(seen, batch_inner)
         out = empty_activations(x, (pixels.shape[0], shape[0]), True)
-        tile = _gather_tile(x, pixels.shape[0], shape[0], values.shape[0])
+        tile = _tile(FORWARD, x, pixels.shape[0], shape, values.shape[0])
         csr_linear.forward(pixels, values.contiguous(), bias, crow, col, out, tile, activation)
         return _images(out, (x.shape[0], shape[0], *seen.shape[2:]), batch_inner)
 
@@ -168,14 +176,14 @@ def _conv2d_backward(
         inside = _pixels(grad, batch_inner) if wanted[0] or wanted[1] else grad
         if wanted[0]:
             out = empty_activations(grad, (inside.shape[0], shape[1]), True)
-            tile = _gather_tile(grad, inside.shape[0], shape[1], nnz)
+            tile = _tile(BY_INPUT, grad, inside.shape[0], shape, nnz)
             csr_linear.input_gradient(inside, values.contiguous(), ccol, row, perm, out, tile)
             dx = _images(out, (x.shape[0], shape[1], *grad.shape[2:]), batch_inner)
             if any(step != 1 for step in stride) or any(padding):
                 dx = _spread(dx, x, stride, padding, batch_inner)
         if wanted[1]:
             seen = _pixels(_seen(x, stride, padding), batch_inner)
-            scatter = launch_csr.scatter(_device(x.get_device()), _dtype(x), inside.shape[0], shape[0], nnz)
+            scatter = _tile(BY_WEIGHT, x, inside.shape[0], shape, nnz)
             dvalues = csr_linear.weight_gradient(inside, seen, crow, col, scatter)
         if wanted[2]:
             dbias = grad.sum((0, 2, 3), dtype=grad.dtype)

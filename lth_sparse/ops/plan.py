@@ -37,6 +37,7 @@ __all__ = [
     "fast_kinds",
     "layout_of",
     "measure",
+    "order_of",
     "predict",
     "remembered",
     "signature",

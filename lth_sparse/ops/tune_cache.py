@@ -20,8 +20,8 @@ import torch
 from lth_sparse._version import __version__
 from lth_sparse.errors import ArgumentError, expected
 from lth_sparse.kernels import launch, tables
-from lth_sparse.kernels.launch import Tile
 from lth_sparse.kernels.tables import Bucket
+from lth_sparse.kernels.tiles import AnyTile, kind_of
 from lth_sparse.ops.plan_cache import DiskCache
 
 __all__ = ["TuneCache", "exported", "load", "versions"]
@@ -37,11 +37,11 @@ class TuneCache(DiskCache):
         """The cache of a device under the versions of now."""
         return cls({"device": device.name, "family": device.family, **versions()})
 
-    def tiles(self) -> dict[Bucket, Tile]:
+    def tiles(self) -> dict[Bucket, AnyTile]:
         """What is stored; damaged entries are reported and left out."""
         return {Bucket.parse(key): tile for key, tile in self.items(_read).items()}
 
-    def store(self, bucket: Bucket, tile: Tile, seconds: float, heuristic_seconds: float) -> None:
+    def store(self, bucket: Bucket, tile: AnyTile, seconds: float, heuristic_seconds: float) -> None:
         """Keep a winner, with its time and that of the heuristic's tile beside it."""
         times = {"seconds": seconds, "heuristic_seconds": heuristic_seconds}
         self.put({bucket.key: {"tile": tables.entry_of(tile), **times}})
@@ -85,10 +85,11 @@ def _kernels() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(key: str, value: Any) -> Tile:
+def _read(key: str, value: Any) -> AnyTile:
     if not isinstance(value, Mapping):
         raise ValueError("not a tuned configuration")
-    tile = tables.tile_of(Tile, value.get("tile"))
-    if reason := launch.fault(launch.Problem.of(Bucket.parse(key)), tile):
+    bucket = Bucket.parse(key)
+    tile: AnyTile = tables.tile_of(kind_of(bucket.product), value.get("tile"))
+    if reason := launch.fault(launch.Problem.of(bucket), tile):
         raise ValueError(reason)
     return tile

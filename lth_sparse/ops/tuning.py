@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lth_sparse.errors import ArgumentError, BackendError, expected
-from lth_sparse.formats import BSR
+from lth_sparse.formats import BSR, CSR
 from lth_sparse.kernels import launch
 from lth_sparse.kernels.candidates import LIMIT, candidates
-from lth_sparse.kernels.launch import Device, Problem, Tile
+from lth_sparse.kernels.launch import Device, Problem
+from lth_sparse.kernels.tiles import CSR_PRODUCTS, AnyTile
 from lth_sparse.kernels.trials import trial
 from lth_sparse.ops.backend import HAS_TRITON
 from lth_sparse.ops.cost import random_mask
@@ -71,13 +72,13 @@ class Tuned:
 
     device: Device
     problem: Problem
-    tile: Tile
+    tile: AnyTile
     seconds: float
-    heuristic: Tile
+    heuristic: AnyTile
     heuristic_seconds: float
     timed: int
-    skipped: tuple[tuple[Tile, str], ...] = ()
-    wrong: tuple[tuple[Tile, float], ...] = ()
+    skipped: tuple[tuple[AnyTile, str], ...] = ()
+    wrong: tuple[tuple[AnyTile, float], ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -123,7 +124,7 @@ class TuneReport:
         return "\n".join([*lines, kept])
 
 
-def _fields(tile: Tile) -> str:
+def _fields(tile: AnyTile) -> str:
     return " ".join(f"{name}={value}" for name, value in vars(tile).items())
 
 
@@ -166,7 +167,7 @@ def tune_calls(
         raise ArgumentError(expected("limit", "an int of at least 2", repr(limit)))
     launches = _launches(calls)
     if not launches:
-        what = "layers that run by Triton kernels (block-sparse, on a CUDA device, float32, float16 or bfloat16)"
+        what = "layers that run by Triton kernels (block-sparse or CSR, on a CUDA device, float32, float16 or bfloat16)"
         raise ArgumentError(expected("calls", what, "none"))
     caches = {device: TuneCache.of(device) for _, device, _ in launches}
     stored = {device: cache.tiles() for device, cache in caches.items()}
@@ -202,13 +203,18 @@ def _launches(calls: Iterable[Call]) -> list[tuple[Call, Device, Problem]]:
 
 
 def _tune(
-    call: Call, device: Device, problem: Problem, tiles: Sequence[Tile], clock: Clock, inside: Callable[[float], None]
+    call: Call,
+    device: Device,
+    problem: Problem,
+    tiles: Sequence[AnyTile],
+    clock: Clock,
+    inside: Callable[[float], None],
 ) -> Tuned:
-    def run(tile: Tile) -> Result:
+    def run(tile: AnyTile) -> Result:
         with trial({problem: tile}):
             return call.run()
 
-    def seconds(tile: Tile) -> float:
+    def seconds(tile: AnyTile) -> float:
         return statistics.median(clock(lambda: run(tile)))
 
     first = tiles[0]
@@ -335,15 +341,19 @@ def _calls(name: str, args: tuple[Any, ...], gradients: bool) -> Iterator[Call]:
 
 
 def calls_of_problem(problem: Problem, device: torch.device | str) -> list[Call]:
-    """The call of one product of a linear layer with random blocks, of the sizes and density of ``problem``.
+    """The call of one product of a linear layer of the sizes and density of ``problem``: with random blocks, or with
+    random single weights for a product of CSR layers, whose block is ``(1, 1)``.
 
     Raises:
-        ArgumentError: a product that is none of a linear layer, a dtype without kernels, sizes or a density that are
-            not known or not positive.
+        ArgumentError: a product that is none of a linear layer, another block for CSR, a dtype without kernels, sizes
+            or a density that are not known or not positive.
     """
-    if problem.product not in launch.PRODUCTS:
-        what = f"one of {', '.join(launch.PRODUCTS)}; give convolutions as a model"
+    csr = problem.product in CSR_PRODUCTS
+    if not csr and problem.product not in launch.PRODUCTS:
+        what = f"one of {', '.join(launch.PRODUCTS + CSR_PRODUCTS)}; give convolutions as a model"
         raise ArgumentError(expected("problem.product", what, problem.product))
+    if csr and problem.block != (1, 1):
+        raise ArgumentError(expected("problem.block", f"(1, 1) for {problem.product}", repr(problem.block)))
     if problem.dtype not in launch.DTYPES:
         raise ArgumentError(expected("problem.dtype", f"one of {', '.join(launch.DTYPES)}", problem.dtype))
     rows, cols, density = problem.rows, problem.cols, problem.density
@@ -352,11 +362,13 @@ def calls_of_problem(problem: Problem, device: torch.device | str) -> list[Call]
             expected("problem", "positive rows, cols and tokens and a density in (0, 1]", repr(problem))
         )
     dtype, generator = getattr(torch, problem.dtype), torch.Generator().manual_seed(0)
-    layout = BSR.from_mask(random_mask((rows, cols), density, problem.block, generator), problem.block).to(device)
+    mask = random_mask((rows, cols), density, None if csr else problem.block, generator)
+    layout = (CSR.from_mask(mask) if csr else BSR.from_mask(mask, problem.block)).to(device)
     values = torch.randn(layout.values_shape, generator=generator).to(dtype) / (density * cols) ** 0.5
-    if layout.value_mask.numel():
+    if isinstance(layout, BSR) and layout.value_mask.numel():
         values *= layout.value_mask.cpu()
     x = torch.randn(problem.tokens, cols, generator=generator).to(device, dtype).requires_grad_()
     args = (x, values.to(device), None, list(layout.index), list(layout.shape))
-    found = list(_calls("linear_bsr", args, problem.product != "forward"))
-    return [found[launch.PRODUCTS.index(problem.product)]]
+    forward = problem.product in (launch.PRODUCTS[0], CSR_PRODUCTS[0])
+    found = list(_calls(f"linear_{layout.kind}", args, not forward))
+    return [found[(CSR_PRODUCTS if csr else launch.PRODUCTS).index(problem.product)]]

@@ -9,6 +9,7 @@ so that the prune rates of a preset are the patterns "conv*", "fc*" and "output*
     conv6       2,261,184
     vgg19       20,024,000  16 convolutions with batch normalisation and four poolings, the mean over the image, and one
                             fully connected layer, as for CIFAR in the paper
+    vgg19-quarter           1,252,784: the same with a quarter of the channels in each layer. Not in the paper
     resnet20    270,896     the paper's "Resnet-18": 16, 32 and 64 channels in 3 x 3 blocks of two convolutions, the
                             mean over the image; 1x1 convolutions (shortcut) where a block changes the size
     resnet18    11,164,352  He et al. 2016, 64 to 512 channels in 4 x 2 such blocks, its stem for small images: 3x3
@@ -45,6 +46,8 @@ HIDDEN: dict[str, tuple[int, ...]] = {
 VGG: dict[str, tuple[int | str, ...]] = {
     "vgg19": (*(64, 64, "pool", 128, 128, "pool"), *(256,) * 4, "pool", *(512,) * 4, "pool", *(512,) * 4)
 }
+# What a search over many levels of VGG-19 can afford on a CPU.
+VGG["vgg19-quarter"] = tuple(out if isinstance(out, str) else out // 4 for out in VGG["vgg19"])
 #: Channels of each stage of a residual network, the first also those of its stem, and the blocks of a stage.
 RESIDUAL: dict[str, tuple[tuple[int, ...], int]] = {
     "resnet20": ((16, 32, 64), 3),

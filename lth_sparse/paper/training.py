@@ -1,10 +1,11 @@
-"""The training loop of Frankle & Carbin 2018: cross entropy, Adam, shuffled batches, no schedule, no augmentation.
+"""The training loop of Frankle & Carbin 2018: cross entropy, shuffled batches, Adam or SGD with its schedule.
 
 `make_train(preset, data)` gives the function `train(model, level)` that the engine calls once per level and control.
-All randomness comes from torch's global generator, which the engine restores at every level, so that a level repeats
-its batches and a resumed run ends as the uninterrupted one. The loop measures validation and test every
-`preset.evaluate_every` iterations and always runs its full length; the early-stop iteration is found afterwards, as
-the argmin of the validation loss.
+Optimiser, learning rate schedule and batches are made anew in each; batch normalisation starts from the statistics that
+the engine rewinds to. All randomness, that of the augmentation included, comes from torch's global generator, which the
+engine restores at every level, so that a level repeats its batches and a resumed run ends as the uninterrupted one.
+The loop measures validation and test every `preset.evaluate_every` iterations and always runs its full length; the
+early-stop iteration is found afterwards, as the argmin of the validation loss.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from lth_sparse.errors import ArgumentTypeError, RunError, expected
 from lth_sparse.paper import checks
+from lth_sparse.paper.augmentation import augmented
 from lth_sparse.paper.data import DataSet, Split
 from lth_sparse.paper.presets import Preset
 
@@ -104,10 +106,12 @@ def make_train(
 def _train(model: nn.Module, level: Level, preset: Preset, data: DataSet) -> dict[str, float]:
     device = next(model.parameters()).device
     train, val, test = (Split(s.x.to(device), s.y.to(device)) for s in (data.train, data.val, data.test))
-    # fused: one call for all parameters; for networks this small the Python of the others takes as long as the update.
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=preset.lr, fused=True)
+    optimizer = make_optimizer(model, preset)
+    schedule = None
+    if preset.scheduled:
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: preset.lr_factor(step))
     batches = Batches(len(train), preset.batch)
-    level.attach(optimizer=optimizer, batches=batches)
+    level.attach(optimizer=optimizer, batches=batches, **({} if schedule is None else {"schedule": schedule}))
     metrics: dict[str, float] = {}
     model.train()
     for step in range(level.start_step + 1, preset.iterations + 1):
@@ -115,8 +119,10 @@ def _train(model: nn.Module, level: Level, preset: Preset, data: DataSet) -> dic
         optimizer.zero_grad()
         # index_select: a quarter of the time of x[indices], which counts beside a sparse step of half a millisecond.
         x, y = train.x.index_select(0, indices), train.y.index_select(0, indices)
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(augmented(x, flip=preset.flip, crop=preset.crop)), y).backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         level.step()
         if step * preset.batch // len(train) > (step - 1) * preset.batch // len(train):
             level.epoch()
@@ -129,6 +135,20 @@ def _train(model: nn.Module, level: Level, preset: Preset, data: DataSet) -> dic
                 )
             level.record(step=step, **metrics)
     return metrics or measure(model, val, test)
+
+
+def make_optimizer(model: nn.Module, preset: Preset) -> torch.optim.Optimizer:
+    """The preset's optimiser over all parameters of `model` that are trained.
+
+    Of a sparse layer the parameter is its live weights, so neither momentum nor weight decay knows of pruned ones.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # fused: one call for all parameters; for networks this small the Python of the others takes as long as the update.
+    if preset.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=preset.lr, weight_decay=preset.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=preset.lr, momentum=preset.momentum, weight_decay=preset.weight_decay, fused=True
+    )
 
 
 def measure(model: nn.Module, val: Split, test: Split) -> dict[str, float]:

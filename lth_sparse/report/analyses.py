@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from lth_sparse.engine import TicketResult
 from lth_sparse.engine.analyses import (
+    Barrier,
     Cost,
     Degrees,
     Overlap,
@@ -50,19 +51,26 @@ class Section:
     grids: tuple[Grid, ...]
 
 
-def analysis_sections(results: Mapping[int, TicketResult], level: int, cost: Cost | None = None) -> tuple[Section, ...]:
+def analysis_sections(
+    results: Mapping[int, TicketResult],
+    level: int,
+    cost: Cost | None = None,
+    barriers: Mapping[str, Sequence[Barrier]] | None = None,
+) -> tuple[Section, ...]:
     """Sections about the tickets of ``level``.
 
     Args:
         results: by seed; seeds that have not finished the level are left out.
         level: a pruned level; there is nothing to say about the dense one.
         cost: of the level's ticket, from :func:`lth_sparse.engine.analyses.count_cost`.
+        barriers: network -> one for each seed, from :func:`lth_sparse.engine.analyses.order_barrier`; those that
+            ``rewind="auto"`` measured come by themselves.
     """
     done = [result for result in results.values() if len(result.tickets) > level]
     if level < 1 or not done:
         return ()
     sections = [_learning(done, level), _connectivity(done, level), _initial(done, level), _movement(done, level)]
-    sections += [_overlap(done, level), None if cost is None else _cost(cost)]
+    sections += [_overlap(done, level), _barriers(done, barriers or {}), None if cost is None else _cost(cost)]
     return tuple(section for section in sections if section is not None)
 
 
@@ -105,8 +113,11 @@ def _connectivity(done: Sequence[TicketResult], level: int) -> Section:
         "and the variance over the units divided by that of a random mask of the same size (1 is chance, less is more "
         "even). The paper finds incoming connections even and outgoing ones uneven (appendix F.3)."
     )
-    figure = (plots.connectivity_plot(by_seed[0]), "First seed. Flat lines share the survivors evenly among the units.")
-    return Section("Where the survivors are", text, (figure,), (Grid("", headers, tuple(rows)),))
+    figures = (
+        (plots.density_plot(by_seed), "Weights left in each layer; bars run from minimum to maximum over the seeds."),
+        (plots.connectivity_plot(by_seed[0]), "First seed. Flat lines share the survivors evenly among the units."),
+    )
+    return Section("Where the survivors are", text, figures, (Grid("", headers, tuple(rows)),))
 
 
 def _degrees(sides: Sequence[Degrees]) -> tuple[str, str, str]:
@@ -195,6 +206,35 @@ def _overlap(done: Sequence[TicketResult], level: int) -> Section | None:
     return Section("Overlap between seeds", text, (figure,), (Grid("", headers, rows),))
 
 
+def _barriers(done: Sequence[TicketResult], measured: Mapping[str, Sequence[Barrier]]) -> Section | None:
+    groups = {name: list(barriers) for name, barriers in measured.items() if barriers}
+    for step in sorted({step for result in done for step in result.stability}):
+        groups[f"dense, from step {step}"] = [one.stability[step] for one in done if step in one.stability]
+    if not groups:
+        return None
+    rows = []
+    for name, barriers in groups.items():
+        heights = [100 * barrier.height for barrier in barriers]
+        rows.append(
+            (
+                name,
+                f"{100 * _mean(barriers, lambda one: (one.errors[0] + one.errors[-1]) / 2):.2f}%",
+                f"{100 * _mean(barriers, lambda one: max(one.errors)):.2f}%",
+                f"{statistics.fmean(heights):.2f} [{min(heights):.2f}, {max(heights):.2f}]",
+                f"{sum(barrier.stable() for barrier in barriers)} of {len(barriers)}",
+            )
+        )
+    headers = ("network", "error at the ends", "highest between", "barrier (points)", "stable seeds")
+    text = (
+        "Two copies of a network that train from the same weights in different data orders, and the networks on the "
+        "straight line between them: the barrier is the highest validation error on it less the mean of its ends, and "
+        "under 2 percentage points training is called stable. Frankle et al. (2020) find winning tickets in large "
+        "networks only where it is."
+    )
+    figure = (plots.barrier_plot({name: barriers[0] for name, barriers in groups.items()}), "First seed.")
+    return Section("Linear mode connectivity", text, (figure,), (Grid("", headers, tuple(rows)),))
+
+
 def _cost(cost: Cost) -> Section:
     rows = [
         (
@@ -213,7 +253,7 @@ def _cost(cost: Cost) -> Section:
         f"Multiply-adds of one example's forward pass ({100 * cost.share:.2f}% are left; each gradient costs as much "
         f"again) and bytes of the weights. The masks take {cost.mask_bytes:,} bytes in a ticket file."
     )
-    figure = (plots.cost_plot(cost), "One example, forward; logarithmic.")
+    figure = (plots.cost_plot(cost), "Multiply-adds of one example, forward, and bytes; logarithmic.")
     return Section("Cost", text, (figure,), (Grid("", headers, tuple(rows)),))
 
 

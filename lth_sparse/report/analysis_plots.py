@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lth_sparse.engine.analyses import (
     Barrier,
@@ -15,10 +16,14 @@ from lth_sparse.engine.analyses import (
 )
 from lth_sparse.report.figures import COLOURS, as_svg, figure_style, new_figure, tidy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = [
     "barrier_plot",
     "connectivity_plot",
     "cost_plot",
+    "density_plot",
     "initial_plot",
     "learning_plot",
     "movement_plot",
@@ -43,6 +48,22 @@ def learning_plot(curves: Mapping[str, Curve], label: str = "Test accuracy (%)",
         axes.set_ylabel(label)
         tidy(axes)
         return as_svg(figure, "learning", f"{label} against iteration")
+
+
+def density_plot(by_seed: Sequence[Sequence[LayerStatistics]]) -> str:
+    """Percent of each layer's weights that are left: mean over the seeds, with minimum and maximum."""
+    with figure_style("density"):
+        figure = new_figure(SIZE)
+        axes = figure.add_subplot()
+        layers = [[100.0 * layer.density for layer in same] for same in zip(*by_seed, strict=True)]
+        means = [sum(one) / len(one) for one in layers]
+        aside = [[mean - min(one) for mean, one in zip(means, layers, strict=True)]]
+        aside += [[max(one) - mean for mean, one in zip(means, layers, strict=True)]]
+        axes.bar(range(len(layers)), means, 0.6, color=COLOURS[0], yerr=aside, capsize=3, label="weights left")
+        _name_ticks(axes, [one.name for one in by_seed[0]])
+        axes.set_ylabel("Weights left (%)")
+        tidy(axes)
+        return as_svg(figure, "density", "Percent of each layer's weights that are left")
 
 
 def connectivity_plot(layers: Sequence[LayerStatistics]) -> str:
@@ -90,7 +111,7 @@ def movement_plot(pairs: Sequence[tuple[Movement, Movement]]) -> str:
         for offset, group, colour, name in ((-0.2, 0, COLOURS[0], "survivors"), (0.2, 1, COLOURS[1], "pruned")):
             heights = [pair[group].distance for pair in pairs]
             axes.bar([place + offset for place in places], heights, 0.4, color=colour, label=name)
-        axes.set_xticks(list(places), [pair[0].name for pair in pairs], rotation=20, ha="right", fontsize=8)
+        _name_ticks(axes, [pair[0].name for pair in pairs])
         axes.set_ylabel("Mean |w trained - w initial|")
         tidy(axes)
         return as_svg(figure, "movement", "Mean distance moved in training, survivors and pruned weights")
@@ -106,28 +127,32 @@ def overlap_plot(rows: Sequence[Overlap]) -> str:
         for place, row in zip(places, rows, strict=True):
             axes.plot([place - 0.3, place + 0.3], [row.expected] * 2, color=COLOURS[1], linewidth=2.0)
         axes.plot([], [], color=COLOURS[1], linewidth=2.0, label="by chance")
-        axes.set_xticks(list(places), [row.name for row in rows], rotation=20, ha="right", fontsize=8)
+        _name_ticks(axes, [row.name for row in rows])
         axes.set_ylabel("Jaccard index of two seeds' masks")
         tidy(axes)
         return as_svg(figure, "overlap", "Overlap of two masks in each layer")
 
 
 def cost_plot(cost: Cost) -> str:
-    """Multiply-adds of each layer, dense and live, logarithmic."""
+    """Multiply-adds and bytes of each layer, dense and live, logarithmic."""
+    rows = cost.layers
+    sides: dict[str, list[tuple[float, float]]] = {
+        "Multiply-adds of one example": [(row.dense_multiply_adds, row.multiply_adds) for row in rows],
+        "Bytes of the weights": [(row.numel * row.element, row.nnz * row.element) for row in rows],
+    }
     with figure_style("cost"):
-        figure = new_figure(SIZE)
-        axes = figure.add_subplot()
-        places = range(len(cost.layers))
-        dense = [layer.dense_multiply_adds for layer in cost.layers]
-        live = [layer.multiply_adds for layer in cost.layers]
-        axes.bar(places, dense, 0.7, color="#d4d4d4", label="dense")
-        axes.bar(places, live, 0.45, color=COLOURS[0], label="ticket")
-        if max(dense, default=0) > 0:
-            axes.set_yscale("log")
-        axes.set_xticks(list(places), [layer.name for layer in cost.layers], rotation=20, ha="right", fontsize=8)
-        axes.set_ylabel("Multiply-adds of one example")
-        tidy(axes)
-        return as_svg(figure, "cost", "Multiply-adds of one example in each layer")
+        figure = new_figure((2 * SIZE[0], SIZE[1]))
+        for position, (label, pairs) in enumerate(sides.items()):
+            axes = figure.add_subplot(1, 2, position + 1)
+            places = range(len(rows))
+            axes.bar(places, [dense for dense, _ in pairs], 0.7, color="#d4d4d4", label="dense")
+            axes.bar(places, [live for _, live in pairs], 0.45, color=COLOURS[0], label="ticket")
+            if max((dense for dense, _ in pairs), default=0) > 0:
+                axes.set_yscale("log")
+            _name_ticks(axes, [row.name for row in rows])
+            axes.set_ylabel(label)
+            tidy(axes)
+        return as_svg(figure, "cost", "Multiply-adds of one example and bytes of the weights in each layer")
 
 
 def barrier_plot(barriers: Mapping[str, Barrier]) -> str:
@@ -146,3 +171,11 @@ def barrier_plot(barriers: Mapping[str, Barrier]) -> str:
 
 def _cycle(count: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Names of layers below their bars: aslant, and upright where there are too many for that."""
+    if len(names) <= MOST_LAYERS:
+        axes.set_xticks(range(len(names)), list(names), rotation=20, ha="right", fontsize=8)
+    else:
+        axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=6)

@@ -7,7 +7,7 @@ maximum. Every series has its own marker beside its colour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lth_sparse.report.figures import COLOURS, as_svg, figure_style, new_figure, tidy
@@ -17,13 +17,15 @@ from lth_sparse.report.verdict import accuracy_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["accuracy_plot", "early_stop_plot", "seconds_plot"]
+__all__ = ["accuracy_plot", "early_stop_plot", "seconds_plot", "studies_plot"]
 
 TICKET = "#0072b2"
 DENSE = "#4d4d4d"
 FLOOR = "#a0528a"
 #: Colour, marker, and a factor on x: the controls of one level stand side by side, or one would hide the other.
 CONTROLS = {"reinit": ("#d55e00", "s", 1.02), "shuffled": ("#007a5a", "^", 1 / 1.02)}
+#: Of the lines of one figure, in their order.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SIZE = (5.0, 3.7)
 #: Percentage points that an accuracy axis spans at least.
 LEAST_SPAN = 2.0
@@ -45,6 +47,20 @@ def early_stop_plot(summary: Summary) -> str:
 def seconds_plot(summary: Summary) -> str:
     """Seconds of training per level, with the floor that no pruning gets below."""
     return _plot(summary, "seconds", "Training time per level (s)", lambda level: level.seconds, zero=True, floor=True)
+
+
+def studies_plot(summaries: Mapping[str, Summary]) -> str:
+    """Test accuracy in percent after the last iteration of several searches by name, a line for each."""
+    with figure_style("studies"):
+        figure = new_figure(SIZE)
+        axes = figure.add_subplot()
+        for i, (name, summary) in enumerate(summaries.items()):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            _series(axes, summary.levels, lambda level: _scaled(level.accuracy, 100.0), colour, marker, name)
+        _percent_axis(axes, [level.percent for summary in summaries.values() for level in summary.levels])
+        axes.set_ylabel("Test accuracy at the end (%)")
+        tidy(axes)
+        return as_svg(figure, "studies", "Test accuracy at the end (%) of each search against percent of weights left")
 
 
 def _plot(summary: Summary, name: str, label: str, value: Any, *, zero: bool = False, floor: bool = False) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Grid",
     "percent_cell",
+    "percent_spread",
     "plain_text",
     "rich_table",
     "seconds_cell",
@@ -146,13 +147,18 @@ def _summary_rows(levels: Iterable[LevelSummary]) -> tuple[tuple[str, ...], ...]
             _name(level.level, level.control),
             percent_cell(level.density),
             _spread(level.early_stop, lambda value: f"{value:,.0f}"),
-            _spread(level.early_accuracy, lambda value: f"{100.0 * value:.2f}", "%"),
-            _spread(level.accuracy, lambda value: f"{100.0 * value:.2f}", "%"),
+            percent_spread(level.early_accuracy),
+            percent_spread(level.accuracy),
             _spread(level.seconds, _short),
             _spread(level.speedup, lambda value: f"{value:.2f}", "x"),
         )
         for level in levels
     )
+
+
+def percent_spread(statistic: Statistic | None) -> str:
+    """Shares as "96.70% [96.20, 97.10]"."""
+    return _spread(statistic, lambda value: f"{100.0 * value:.2f}", "%")
 
 
 def _spread(statistic: Statistic | None, show: Callable[[float], str], unit: str = "") -> str:

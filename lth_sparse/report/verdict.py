@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lth_sparse.engine.controls import JUDGES, REQUIRED
+from lth_sparse.engine.controls import JUDGES, REORDERED, REQUIRED
 from lth_sparse.engine.result import ticket_kind
 from lth_sparse.report.summary import LevelSummary, Statistic, Summary, control_name
 
@@ -186,7 +186,8 @@ def _about_controls(best: Comparison) -> Iterable[str]:
     for control in best.controls:
         name, stop = control_name(control.control or ""), control.early_stop
         when = f", lowest validation loss at iteration {_mean(stop)}" if stop is not None else ""
-        yield f"The {name} of the same size reaches {_range(control)}{when}."
+        size = "" if control.control == REORDERED else " of the same size"
+        yield f"The {name}{size} reaches {_range(control)}{when}."
     if best.kind == "not":
         return
     missing = [control_name(kind) for kind in REQUIRED if kind not in best.compared]

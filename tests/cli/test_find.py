@@ -17,8 +17,10 @@ import pytest
 
 from lth_sparse.cli import find
 from lth_sparse.cli.find import Options, command_line, preset_of
+from lth_sparse.cli.presets import scaled_down, title
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.criteria import CRITERIA
+from lth_sparse.engine.lock import DirectoryLock
 from lth_sparse.engine.scope import SCOPES
 from lth_sparse.errors import ArgumentError
 from lth_sparse.paper import PRESETS
@@ -77,7 +79,7 @@ def test_report_repeats_the_command(finished: tuple[Path, Any]) -> None:
 
 def test_page_is_beside_it(finished: tuple[Path, Any]) -> None:
     text = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 3 + 6  # the curves, and a figure for each analysis
+    assert text.count("<svg") == 3 + 7  # the curves, and a figure for each analysis, two of where the survivors are
     assert "src=" not in text
 
 
@@ -141,7 +143,7 @@ def test_help_names_every_criterion_and_scope(run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["resnet"], "model: expected one of lenet, conv2"),
+        (["resnet50"], "model: expected one of lenet, conv2"),
         (["--dataset", "imagenet"], "dataset: expected"),
         (["--scope", "galaxy"], "scope: expected one of 'layer', 'global', 'erk'"),
         (["--criterion", "luck"], "criterion: expected one of 'magnitude', 'large_final'"),
@@ -198,7 +200,7 @@ def test_the_plan_is_measured_once_and_kept_with_the_run(
     assert set(evens) == {"fc1.weight", "fc2.weight", "output.weight"}
     identity = json.loads((tmp_path / "seed_0" / "run.json").read_text())
     assert identity["hyperparameters"]["break_even"] == evens
-    monkeypatch.setattr("lth_sparse.cli.find.plan", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("lth_sparse.cli.directory.plan", lambda *_, **__: pytest.fail("measured again"))
     assert find_tiny(*words).code == 0
     outcome = find_tiny("--seeds", 1, "--no-controls", "--output", tmp_path)
     assert "holds a run with plan True, but 'nothing' was asked for" in outcome.err
@@ -240,7 +242,12 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT")
 def test_control_c_in_the_middle_of_training_leaves_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lth_sparse.cli", "find", "--iterations", "1000000", "--threads", "1"]
+    # Heard even where the tests run in the background of a shell, which has what it starts there ignore the signal.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('lth_sparse.cli', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program, "find", "--iterations", "1000000", "--threads", "1"]
     with subprocess.Popen(
         [*command, "--output", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -275,7 +282,40 @@ def test_options_override_the_preset() -> None:
 
 def test_an_unknown_model_lists_the_known() -> None:
     with pytest.raises(ArgumentError, match="lenet, conv2, conv4, conv6"):
-        preset_of(Options(model="vgg"))
+        preset_of(Options(model="alexnet"))
+
+
+def test_resnet_spares_shortcuts_and_output_at_any_rate(run: Run, tmp_path: Path) -> None:
+    budget = ("--quick", "--iterations", 1, "--levels", 1, "--seeds", 1, "--threads", 1, "--no-controls")
+    outcome = run("find", "resnet-warmup", *budget, "--rate", 0.5, "--output", tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("ResNet-20, lr 0.03, warm-up over 1 iterations on digits: 997 / 300 / 500 images")
+    ticket = Ticket.load(tmp_path / "seed_0" / "level_01.safetensors")
+    assert ticket.hyperparameters["scope"] == "global"
+    assert ticket.density == (267_408 // 2 + 3_200) / 270_608
+    whole = {name for name, mask in ticket.masks.items() if mask.all()}
+    assert whole >= {"block4.shortcut.weight", "block7.shortcut.weight", "output.weight"}
+    given = facts_of(tmp_path)["hyperparameters"]
+    assert (given["optimizer"], given["momentum"], given["crop"]) == ("sgd", 0.9, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("conv2-dropout", "Conv-2 with dropout"),
+        ("vgg", "VGG-19, lr 0.1"),
+        ("vgg-layerwise", "VGG-19, lr 0.1, warm-up over 10,000 iterations, pruned layer by layer"),
+    ],
+)
+def test_a_title_tells_the_presets_of_a_network_apart(model: str, said: str) -> None:
+    assert title(PRESETS[model]) == said
+
+
+def test_a_network_that_is_not_the_papers_is_said() -> None:
+    said = ["Scaled down: VGG-19 with a quarter of its channels, where the paper has all of them."]
+    assert scaled_down(PRESETS["vgg-low"].quick()) == said
+    assert not any(scaled_down(PRESETS[name].quick()) for name in ("lenet", "conv6", "resnet"))
+    assert not any(scaled_down(preset) for preset in PRESETS.values())
 
 
 def test_command_line_quotes_what_a_shell_would_split() -> None:
@@ -307,3 +347,27 @@ def test_unknown_controls_and_initialisations_are_refused(find_tiny: Run, words:
     outcome = find_tiny(*words)
     assert outcome.code == 1
     assert message in outcome.err
+
+
+def test_barrier_trains_the_dense_network_and_the_ticket_in_another_order_and_reports(
+    find_tiny: Run, tmp_path: Path
+) -> None:
+    outcome = find_tiny("--seeds", 1, "--no-controls", "--barrier", "--output", tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "4 trainings of 6 iterations" in outcome.out
+    for level in (0, 1):
+        assert (tmp_path / "seed_0" / f"control_0{level}_reordered.safetensors").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    (grid,) = report["analyses"]["Linear mode connectivity"]
+    assert [row[0] for row in grid["rows"]] == ["dense", "ticket"]
+    assert all(row[4] in ("0 of 1", "1 of 1") for row in grid["rows"])
+    assert "--barrier" in report["command"]
+    assert "<h2>Linear mode connectivity</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_two_commands_in_one_directory_are_refused(find_tiny: Run, tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path / "lock"):
+        outcome = find_tiny("--seeds", 1, "--output", tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "in use by" in outcome.err
+    assert not (tmp_path / "find.json").exists()

@@ -37,7 +37,14 @@ def timing(seconds: float) -> Timing:
 
 
 def made_up(
-    model: nn.Module, x: Tensor, *, densities: tuple, block: Any, measure: bool, progress: Callable[..., None]
+    model: nn.Module,
+    x: Tensor,
+    *,
+    densities: tuple,
+    block: Any,
+    measure: bool,
+    progress: Callable[..., None],
+    channels_last: bool = False,
 ) -> PlanTable:
     """A table for the model's layers: break-even at 50%."""
     progress(0.5, "half")
@@ -53,7 +60,8 @@ def made_up(
                     name, type(module).__name__, shape, module.weight.numel(), 1, timing(1), timing(2), times, rivals
                 )
             )
-    made_up.seen = {"x": x, "measure": measure, "threads": torch.get_num_threads()}  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
+    made_up.seen = {"x": x, "measure": measure, "threads": threads, "channels_last": channels_last}  # type: ignore[attr-defined]
     places = {"processor": "Some CPU", "isa": "avx512", "threads": "1"}
     step = 3.0 * len(layers) + 1.0
     return PlanTable(layers, densities, ("csr", "bsr") if block else ("csr",), block, step, measure, places)
@@ -127,8 +135,25 @@ def test_options_reach_the_planner(run: Run, fake: Any) -> None:
     assert "bsr 4x1: " in text
     assert "30%" in text
     assert "4%" in text
-    assert (fake.seen["measure"], fake.seen["threads"]) == (False, 1)
+    assert (fake.seen["measure"], fake.seen["threads"], fake.seen["channels_last"]) == (False, 1, False)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("name", "batch"), [("resnet-warmup", 128), ("vgg", 64), ("conv2-dropout", 60)])
+def test_a_network_of_the_paper_has_its_batch_and_images(name: str, batch: int) -> None:
+    model, size = command.network(name, None)
+    assert size == (batch, 3, 32, 32)
+    assert model[0].in_channels == 3
+
+
+def test_channels_last_reaches_the_planner_with_images_that_lie_so(
+    run: Run, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "parse_device", lambda text: torch.device("meta"))  # anything but a CPU
+    outcome = run("plan", "conv2", "--device", "cuda", "--block", "8x8", "--channels-last")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert fake.seen["channels_last"]
+    assert fake.seen["x"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_function_of_the_current_directory_builds_the_network(run: Run, fake: Any, here: Path) -> None:
@@ -209,7 +234,7 @@ def test_the_bar_shows_what_is_left() -> None:
 
 def test_help_names_every_option(run: Run) -> None:
     text = run("plan", "--help").out
-    for option in ("input", "density", "block", "threads", "predict", "json"):
+    for option in ("input", "density", "block", "threads", "predict", "device", "channels-last", "json"):
         assert f"--{option}" in text
 
 
@@ -217,6 +242,11 @@ def test_help_names_every_option(run: Run) -> None:
     ("words", "said"),
     [
         (["--device", "tpu"], "--device: expected cpu, cuda, or cuda:N, got tpu"),
+        (["--channels-last"], "--channels-last: expected --block beside it: the order of blocks, got none"),
+        (
+            ["--channels-last", "--block", "8x8"],
+            "--channels-last: expected --device cuda beside it: CPUs have no kernels for such blocks, got cpu",
+        ),
         (["--device", "cuda"], "--device: expected cpu, since torch finds no CUDA device here, got cuda"),
         (["--device", "cuda:7"], "--device: expected cpu, since torch finds no CUDA device here, got cuda:7"),
     ],

@@ -67,6 +67,15 @@ def test_a_network_is_tuned(run: Run, tuned: list[SimpleNamespace]) -> None:
         assert (one.gradients, one.again) == (False, True)
 
 
+def test_single_weights_are_tuned_as_csr(run: Run, tuned: list[SimpleNamespace]) -> None:
+    outcome = run("tune", "--cases", "lenet-fc1", "--layout", "csr", "--density", ".3")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "[1/1] lenet-fc1, CSR, density 0.3\nreport 1\n" in outcome.out
+    ((_, layer),) = sparse_modules(tuned[0].model)
+    assert layer.layout.kind == "csr"
+    assert layer.density == pytest.approx(0.3, abs=0.01)
+
+
 def test_what_was_tuned_is_exported_as_a_table(run: Run, tuned: list[SimpleNamespace], tmp_path: Path) -> None:
     path = launch.table_path(DEVICE.name, tmp_path)
     outcome = run("tune", "--export", path)
@@ -86,6 +95,8 @@ def test_what_was_tuned_is_exported_as_a_table(run: Run, tuned: list[SimpleNames
         (["lenot"], "MODEL: expected one of lenet"),
         (["--input", "2x3"], "MODEL: expected a network that takes --input, got none"),
         (["--block", "4"], "--block: expected rows x columns"),
+        (["--layout", "dense"], "--layout: expected one of bsr, csr"),
+        (["--layout", "csr", "--block", "4x4"], "--block: expected none beside --layout csr"),
         (["--density", "2"], "--density: expected shares in (0, 1)"),
         (["--dtype", "float64"], "--dtype: expected one of float16, bfloat16, float32"),
         (["--limit", "1"], "--limit"),
@@ -110,5 +121,5 @@ def test_without_a_gpu_it_says_so(run: Run, words: list[str]) -> None:
 
 def test_help_names_every_option(run: Run) -> None:
     text = run("tune", "--help").out
-    for option in ("input", "cases", "density", "block", "dtype", "forward", "again", "limit", "export"):
+    for option in ("input", "cases", "density", "block", "layout", "dtype", "forward", "again", "limit", "export"):
         assert f"--{option}" in text

@@ -136,7 +136,7 @@ def test_shuffling_leaves_full_and_empty_layers_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"controls": "reset"}, "controls: expected one of 'reinit', 'shuffled', .*'rescaled', got 'reset'"),
+        ({"controls": "reset"}, "controls: expected one of 'reinit', 'shuffled', .*'reordered', got 'reset'"),
         ({"controls": "reinit", "control_levels": [0]}, "control_levels: expected levels from 1 to 3, got 0"),
         ({"controls": "reinit", "control_levels": [4]}, "control_levels: expected levels from 1 to 3, got 4"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,48 @@ def test_two_ranks_find_the_tickets_of_a_single_process(out: Path, alone: ls.eng
         for name, tensor in parallel_search.network().state_dict().items()
         if name not in first.masks
     )
+
+
+@pytest.mark.parametrize("rate", parallel_search.ONE_SHOT)
+def test_two_ranks_find_the_ticket_at_every_density(out: Path, rate: float) -> None:
+    """At equal global batch: the same mask bit for bit, the same trained weights within float64's rounding."""
+    train = parallel_search.Trainer()
+    (ticket,) = ls.find_ticket(parallel_search.network(), train, **parallel_search.one_shot(rate)).tickets[1:]
+    found = ls.Ticket.load(out / f"rate_{rate}" / "level_01.safetensors")
+    assert found.density == pytest.approx(1 - rate, abs=1e-3)
+    assert found.masks.equals(ticket.masks)
+    torch.testing.assert_close(found.initial, ticket.initial, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found.trained, ticket.trained, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture
+def single_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone: the bytes of a bucket do not depend on how many reduce it."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    gc.collect()  # DistributedDataParallel before its process group, see tests/nn/test_compile.py
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("density", [0.9, 0.5, 0.2, 0.1, 0.05, 0.021])
+def test_all_reduces_of_lenet_move_at_most_a_tenth_more_than_its_density(single_rank: None, density: float) -> None:
+    """Biases, which are never pruned, are in that tenth."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    masks = {}
+    for name in ("0.weight", "2.weight", "4.weight"):
+        weight = model.get_parameter(name)
+        masks[name] = weight.abs() >= weight.abs().flatten().quantile(1 - density)
+    ls.sparsify_(model, masks, layout="csr")
+    parallel = nn.parallel.DistributedDataParallel(model)
+    count = distributed.reduced_bytes(parallel)
+    for _ in range(2):
+        parallel(torch.randn(8, 784)).square().mean().backward()
+    assert (count.steps, count.dense) == (2, 4 * 266_610)
+    live = sum(int(mask.sum()) for mask in masks.values())
+    assert count.per_step == 4 * (live + 410)
+    assert count.share <= 1.1 * live / 266_200
 
 
 def test_all_ranks_have_rank_0s_results(facts: list[dict[str, Any]]) -> None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from lth_sparse import find_ticket
+from lth_sparse.engine.analyses import order_barrier
 from lth_sparse.engine.controls import CONTROLS, JUDGES, REQUIRED, altered, control_masks, rescaled
 from lth_sparse.engine.granularity import Granularity
 from lth_sparse.engine.result import ticket_kind
+from lth_sparse.errors import ArgumentError
 
 Search = Callable[..., Any]
 
@@ -55,6 +58,80 @@ def test_pruning_at_0_keeps_the_largest_initial_weights(all_controls: Any, net: 
     theta0, mask = net.fc.weight.detach(), control.masks["fc.weight"]  # type: ignore[union-attr, operator]
     assert float(theta0[mask].abs().min()) > float(theta0[~mask].abs().max())
     assert torch.equal(control.initial["fc.weight"], theta0[mask])
+
+
+@pytest.mark.parametrize("rewind", ["init", "4it", "lr", "finetune", "continue"])
+def test_reordered_is_the_network_itself_in_another_data_order(search: Search, rewind: str) -> None:
+    found = search(levels=2, rewind=rewind, controls="reordered", control_levels=[0, 2], strict=True)
+    assert list(found.controls) == [(0, "reordered"), (2, "reordered")]
+    for level in (0, 2):
+        ticket, reordered = found.tickets[level], found.control_tickets[level, "reordered"]
+        assert reordered.masks.equals(ticket.masks)
+        assert reordered.parent == ticket.hash
+        begin = ticket.state_dict()
+        if level and rewind == "continue":  # whose tickets hold theta_0, whatever they were trained from
+            trained = found.tickets[level - 1].state_dict("trained")
+            begin = {**trained, **{name: trained[name] * mask for name, mask in ticket.masks.items()}}
+        if level or rewind != "4it":  # the dense network goes on from step 4
+            torch.testing.assert_close(reordered.state_dict(), begin, rtol=0, atol=0)
+        assert not torch.equal(reordered.trained["fc.weight"], ticket.trained["fc.weight"])
+
+
+def test_a_reordered_network_takes_the_optimiser_along_but_not_the_place_in_the_data(net: nn.Module) -> None:
+    class Place:
+        def __init__(self) -> None:
+            self.state = {"place": 0}
+
+        def state_dict(self) -> dict[str, int]:
+            return self.state
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.state = state
+
+    moments, places = [], []
+
+    def train(model: nn.Module, level: Any) -> dict[str, float]:
+        optimizer, place = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), Place()
+        level.attach(optimizer=optimizer, place=place)
+        moments.append(bool(optimizer.state))
+        places.append(place.state["place"])
+        for _ in range(level.start_step, 3):
+            optimizer.zero_grad()
+            model(torch.rand(4, 1, 6, 6)).square().sum().backward()
+            optimizer.step()
+            place.state = {"place": place.state["place"] + 1}
+            level.step()
+        return {"test_acc": 0.5}
+
+    find_ticket(net, train, levels=1, rewind="2it", controls=["reordered"], control_levels=[0, 1])
+    assert moments == [False, True, True, True]  # level 0, level 1, and both in another order
+    assert places == [0, 2, 0, 0]
+
+
+def test_only_reordered_may_be_trained_at_level_0(search: Search) -> None:
+    with pytest.raises(ArgumentError, match="control_levels: expected levels from 1 to 2, got 0"):
+        search(levels=2, controls="reinit", control_levels=[0])
+    found = search(levels=1, controls=["reinit", "reordered"], control_levels=[0, 1])
+    assert list(found.controls) == [(0, "reordered"), (1, "reinit"), (1, "reordered")]
+
+
+def test_the_barrier_between_two_orders(search: Search, net: nn.Module) -> None:
+    found = search(levels=1, controls=["reinit", "reordered"])
+    ticket, reordered = found.ticket, found.control_tickets[1, "reordered"]
+
+    def error(model: nn.Module) -> float:
+        return float(model.fc.weight.detach().double().square().sum())  # type: ignore[union-attr, operator]
+
+    barrier = order_barrier(net, ticket, reordered, error)
+    ends = [one.state_dict("trained")["fc.weight"].double().square().sum().item() for one in (ticket, reordered)]
+    assert (barrier.errors[0], barrier.errors[-1]) == pytest.approx(tuple(ends), rel=1e-6)
+    assert len(barrier.errors) == 30
+    assert barrier.height < max(ends) - sum(ends) / 2 + 1e-6  # convex: nowhere above the ends
+    for wrong in (ticket, found.control_tickets[1, "reinit"], found.tickets[0]):
+        with pytest.raises(ArgumentError, match="reordered: expected the control 'reordered' of"):
+            order_barrier(net, ticket, wrong, error)
+    with pytest.raises(ArgumentError, match="reordered: expected"):
+        order_barrier(net, found.tickets[0], reordered, error)
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0, 2.0, 3.0])

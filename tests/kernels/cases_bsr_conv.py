@@ -129,7 +129,10 @@ def test_images_go_in_parts_through_a_bounded_workspace(kind: str, monkeypatch: 
             bsr_conv_backward.input_gradient(case.grad.to(DEVICE), case.values, *index, dx, case.conv, tile)
             check(dx.cpu(), truth)
         else:
-            assert torch.equal(case.conv_input_gradient(), whole)
+            found = case.conv_input_gradient()
+            check(found, truth)
+            # Interpreted, numpy multiplies, and on some processors rounds a row by where it lies in its tile.
+            assert INTERPRETED or torch.equal(found, whole)
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
@@ -217,11 +220,22 @@ def test_more_pixels_than_an_int32_counts_are_refused() -> None:
         )
 
 
+#: Every format with every choice of gradients; dtypes and activations take turns, each with all of either.
+OPERATORS = [
+    (activation, wanted, DTYPES[(first + second) % len(DTYPES)], kind)
+    for first, kind in enumerate(("contiguous", "channels_last", "feature_major"))
+    for second, (wanted, activation) in enumerate(
+        zip(
+            ([True, True, True], [True, False, False], [False, True, False]),
+            ("none", "relu", "none") if first % 2 else ("relu", "none", "relu"),
+            strict=True,
+        )
+    )
+]
+
+
 @pytest.mark.usefixtures("seed", "poison_empty")
-@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "feature_major"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, False], [False, True, False]], ids=str)
-@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(("activation", "wanted", "dtype", "kind"), OPERATORS, ids=str)
 def test_the_registered_operators_equal_the_reference(
     activation: str, wanted: list[bool], dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,11 @@ import torch
 from kernel_cases import DEVICE, INTERPRETED, SMALL
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 
-from lth_sparse.formats import BSR
+from lth_sparse.formats import BSR, CSR
 from lth_sparse.kernels import launch
 from lth_sparse.kernels.candidates import candidates
 from lth_sparse.kernels.trials import current, trial
-from lth_sparse.ops import cuda, cuda_conv
+from lth_sparse.ops import cuda, cuda_conv, cuda_csr
 from lth_sparse.ops.tune_cache import TuneCache
 from lth_sparse.ops.tuning import Call, deviation, tune_calls
 
@@ -29,6 +29,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     if INTERPRETED:
         monkeypatch.setattr(cuda, "_device", lambda index: SMALL)
+        monkeypatch.setattr(cuda_csr, "_device", lambda index: SMALL)
 
 
 def linear_calls(m: int, n: int, k: int, block: tuple[int, int], dtype: torch.dtype) -> list[Call]:
@@ -63,10 +64,26 @@ def parts(weight: tuple[int, ...], block: tuple[int, int], x: tuple[int, ...], d
     return layout.to(DEVICE), torch.randn(x).to(DEVICE, dtype), values, torch.randn(rows).to(DEVICE, dtype)
 
 
+def csr_calls(m: int, n: int, k: int, dtype: torch.dtype) -> list[Call]:
+    mask = torch.rand(n, k) < 0.3
+    mask[0] = False
+    layout = CSR.from_mask(mask)
+    values = layout.gather(torch.randn(n, k)).to(DEVICE, dtype)
+    index, shape = list(layout.to(DEVICE).index), list(layout.shape)
+    x, grad, bias = (torch.randn(size).to(DEVICE, dtype) for size in ((m, k), (m, n), (n,)))
+    return [
+        Call("forward", lambda: cuda_csr._linear(x, values, bias, index, shape)),
+        Call("dx", lambda: cuda_csr._linear_backward(grad, x, values, index, shape, [True, False, False])),
+        Call("dw", lambda: cuda_csr._linear_backward(grad, x, values, index, shape, [False, True, False])),
+    ]
+
+
 CALLS: dict[str, Callable[[], list[Call]]] = {
     "linear float32": lambda: linear_calls(19, 50, 30, (32, 16), torch.float32),
     "linear float16": lambda: linear_calls(17, 16, 40, (16, 32), torch.float16),
     "conv float32": lambda: conv_calls((16, 8), torch.float32),
+    "CSR float32": lambda: csr_calls(18, 9, 24, torch.float32),
+    "CSR of few tokens, float16": lambda: csr_calls(3, 9, 24, torch.float16),
 }
 
 

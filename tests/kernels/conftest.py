@@ -1,4 +1,7 @@
-"""Two cores for the cases: the processes that the tests of this session will wait for run beside each other."""
+"""Two cores for the cases: the processes that the tests of this session will wait for run beside each other.
+
+Where pytest-xdist has given each core a worker, a worker waits for one process at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ HERE = Path(__file__).parent
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Note which files of cases are going to be run, and by which Triton."""
-    if importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None or hasattr(session.config, "workerinput"):
         return
     from kernel_cases import OLDEST, WANTED
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lth_sparse.kernels import candidates as listed
-from lth_sparse.kernels import launch
+from lth_sparse.kernels import launch, launch_csr
 from lth_sparse.kernels.candidates import LIMIT, candidates, shared_bytes
 from lth_sparse.kernels.launch import Device, Problem, Tile
+from lth_sparse.kernels.tiles import Gather
 
 DEVICES = (
     Device("NVIDIA H100", 90, 232448, 132),
@@ -38,6 +39,28 @@ def test_candidates_can_run_and_begin_with_the_heuristics(
         assert tile.precision == found[0].precision
         if gathers:
             assert tile.block_m <= max(launch.padded(tokens), found[0].block_m)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+@pytest.mark.parametrize("product", launch.CSR_PRODUCTS)
+@pytest.mark.parametrize("dtype", launch.DTYPES)
+@pytest.mark.parametrize(("tokens", "rows", "density"), [(1, 4096, 0.1), (16, 30, 0.01), (4096, 512, 0.5)])
+def test_candidates_of_unstructured_weights_fill_the_threads_of_a_program(
+    device: Device, product: str, dtype: str, tokens: int, rows: int, density: float
+) -> None:
+    problem = Problem(product, dtype, (1, 1), tokens, rows, 512, density)
+    found = candidates(device, problem)
+    assert found[0] == launch_csr.heuristic(device, problem)
+    assert 2 < len(found) <= LIMIT
+    assert len(set(found)) == len(found)
+    for tile in found:
+        assert launch.fault(problem, tile) is None
+        elements = tile.rows * tile.lanes if isinstance(tile, Gather) else tile.entries
+        assert elements * tile.block_m >= tile.num_warps * (64 if device.hip else 32)
+        if isinstance(tile, Gather):
+            assert tile.block_m <= launch.padded(tokens, 1)
+    changed = {name for tile in found for name, size in vars(tile).items() if size != getattr(found[0], name)}
+    assert len(changed) >= 4
 
 
 def test_shared_memory_is_that_of_the_buffers_of_stages_for() -> None:

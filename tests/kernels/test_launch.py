@@ -51,6 +51,8 @@ def test_float32_uses_three_products_unless_one_is_allowed() -> None:
     assert launch.select(A100, conv, tf32=True).precision == "tf32"
     assert launch.select(H100, conv, tf32=True).precision == "tf32x3"
     assert launch.select(H100, gradient, tf32=True).precision == "tf32x3"
+    assert launch.select(H100, problem, tf32=True, rows=False).precision == "tf32x3"
+    assert launch.select(A100, problem, tf32=True, rows=False).precision == "tf32"
     assert launch.select(Device("old", 70, 98304, 80), problem, tf32=True).precision == "ieee"
     assert launch.select(Device("amd", 94, 65536, 304, hip=True), problem).precision == "ieee"
     assert launch.select(A100, Problem("forward", "bfloat16", (32, 32), 512), tf32=True).precision == "ieee"
@@ -107,7 +109,7 @@ def test_tokens_are_split_only_to_fill_the_device(programs: int, tokens: int, ri
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, dict], None]]:
     """shipped("NVIDIA H100", {key: configuration}): ship that table for that device; none is shipped otherwise."""
     read = launch.read_table
-    launch._select.cache_clear()
+    launch.forget()
     monkeypatch.setattr(launch, "read_table", lambda name: read(name, tmp_path))
     monkeypatch.setattr(launch, "_INSTALLED", {})
 
@@ -115,7 +117,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         launch.table_path(name, tmp_path).write_text(json.dumps({"tiles": tiles}))
 
     yield ship
-    launch._select.cache_clear()
+    launch.forget()
 
 
 FORWARD = Problem("forward", "bfloat16", (64, 64), 4000, 4096, 1024, 0.11)
@@ -232,3 +234,30 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, entry: object, said: s
     launch.table_path("x", tmp_path).write_text(json.dumps({"tiles": {key: entry}}))
     with pytest.raises(ValueError, match=rf"x\.json: {re.escape(key)}: {re.escape(said)}"):
         launch.read_table("x", tmp_path)
+
+
+def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -> None:
+    forward, by_input, by_weight = (Problem(name, "float16", (128, 128), 4096) for name in launch.NHWC_PRODUCTS)
+    assert launch.heuristic(H100, by_input).block_n == 128
+    assert launch.heuristic(H100, replace(by_input, scattered=True)).block_n == 64
+    for problem in (forward, by_weight):
+        deep = launch.heuristic(A100, problem)
+        assert launch.heuristic(A100, replace(problem, scattered=True)).block_k == deep.block_k // 2
+        assert launch.heuristic(H100, replace(problem, scattered=True)) == launch.heuristic(H100, problem)
+    assert launch.heuristic(A100, replace(by_input, scattered=True)) == launch.heuristic(A100, by_input)
+    several = replace(by_input, block=(16, 64), scattered=True)
+    assert (
+        launch.heuristic(H100, several).block_k
+        == launch.heuristic(H100, replace(several, scattered=False)).block_k // 2
+    )
+    small = replace(forward, tokens=16)
+    assert launch.heuristic(A100, replace(small, scattered=True)) == launch.heuristic(A100, small)
+    assert replace(forward, scattered=True).key.startswith("conv_nhwc_forward+scattered/")
+
+
+def test_few_pixels_have_deep_steps_but_for_float32_over_several_blocks() -> None:
+    def depth(dtype: str, side: int) -> int:
+        return launch.heuristic(A100, Problem(launch.NHWC_PRODUCTS[1], dtype, (side, side), 1)).block_k
+
+    assert (depth("float16", 16), depth("float16", 128)) == (128, 128)
+    assert (depth("float32", 16), depth("float32", 64)) == (32, 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lth_sparse.kernels import launch_csr
-from lth_sparse.kernels.launch import DTYPES, Device
+from lth_sparse.kernels.launch import CSR_PRODUCTS, DTYPES, Device, Problem
 
 DEVICES = (
     Device("NVIDIA H100", 90, 232448, 132),
@@ -50,3 +50,13 @@ def test_long_rows_have_a_program_and_few_rows_are_split() -> None:
         < launch_csr.bitmap(h100, "float16", 1, 512, 4096).splits
     )
     assert launch_csr.scatter(h100, "float32", 100000, 10, 300).splits > 1
+
+
+def test_the_heuristic_of_a_problem_is_that_of_its_sizes() -> None:
+    device, about = DEVICES[0], ("float16", (1, 1), 50, 300, 200, 600 / 60000)
+    forward, by_input, by_weight = (Problem(product, *about) for product in CSR_PRODUCTS)
+    assert launch_csr.heuristic(device, forward) == launch_csr.gather(device, "float16", 50, 300, 600)
+    assert launch_csr.heuristic(device, by_input) == launch_csr.gather(device, "float16", 50, 200, 600)
+    assert launch_csr.heuristic(device, by_weight) == launch_csr.scatter(device, "float16", 50, 300, 600)
+    empty = Problem(CSR_PRODUCTS[0], "float16", (1, 1), 0, 0, 0, 0.0)
+    assert launch_csr.select(device, empty) == launch_csr.gather(device, "float16", 0, 0, 0)

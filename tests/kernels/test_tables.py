@@ -118,10 +118,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     tiles = {HERE: Tile(64, 4), HERE._replace(density=None): Tile(32, 8, 2, True)}
     path = tmp_path / "device.json"
     path.write_text(tables.written({"device": "one", "date": "today"}, tiles))
-    assert tables.read(path, Tile) == tiles
+    assert tables.read(path, lambda bucket: Tile) == tiles
     assert json.loads(path.read_text())["device"] == "one"
     path.write_text(tables.written({}, {}))
-    assert tables.read(path, Tile) == {}
+    assert tables.read(path, lambda bucket: Tile) == {}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"tiles": 3}', '{"tiles": []}', "[" * 100_000])
@@ -129,11 +129,11 @@ def test_a_file_that_is_no_table_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"device\.json: expected a JSON object"):
-        tables.read(path, Tile)
+        tables.read(path, lambda bucket: Tile)
 
 
 def test_a_wrong_key_is_named_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     path.write_text('{"tiles": {"forward": {}}}')
     with pytest.raises(ValueError, match=r"device\.json: forward: expected product/dtype"):
-        tables.read(path, Tile)
+        tables.read(path, lambda bucket: Tile)

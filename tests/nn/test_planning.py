@@ -321,3 +321,50 @@ def test_a_network_on_a_gpu_is_planned_there() -> None:
     assert table.step > 0.0
     assert "gpu" in table.environment
     assert torch.cuda.get_device_name() in str(table)
+
+
+def test_blocks_of_channels_last_weights_are_planned_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where there are kernels for them: masks and layouts by tap, and times of their own in the cache."""
+    seen: list[Any] = []
+
+    def measure(weight: Tensor, layouts: dict[str, Any], *rest: Any, **keywords: Any) -> dict:
+        seen.extend(layouts.values())
+        return machine.measure(weight, layouts, *rest, **keywords)
+
+    monkeypatch.setattr(planning, "measure", measure)
+    monkeypatch.setattr(planning.choices, "fast_kinds", lambda kinds, *_: list(kinds))
+    x = torch.randn(2, 6, 5, 5).to(memory_format=torch.channels_last)
+    conv, linear = nn.Conv2d(6, 8, 3), nn.Linear(6, 8)
+    by_tap = planning._Layer(conv, x, (4, 2), True, True)
+    by_tap.plan("conv", 1, (0.25,), lambda share: None)
+    blocks = [layout for layout in seen if layout.kind == "bsr"]
+    assert blocks
+    assert all(layout.channels_last for layout in blocks)
+    quarter = next(layout for layout in blocks if layout.values_shape[0] == 14)  # of 2 x 27 blocks, one tap in each
+    assert not quarter.value_mask.numel()
+    by_channel = planning._Layer(conv, x, (4, 2), True)
+    assert by_tap._key("bsr", 0.25) != by_channel._key("bsr", 0.25)
+    assert by_tap._key("csr", 0.25) == by_channel._key("csr", 0.25)
+    assert not planning._Layer(linear, torch.randn(2, 6), (4, 2), True, True).channels_last
+
+
+def test_channels_last_needs_blocks_and_a_gpu() -> None:
+    model, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+    with pytest.raises(ArgumentError, match="channels_last: expected False without block, got True"):
+        ls.plan(model, x, channels_last=True)
+    with pytest.raises(ArgumentError, match="channels_last: expected False for a model on a CPU, which has no kernels"):
+        ls.plan(model, x, block=(4, 4), channels_last=True)
+
+
+def test_the_table_names_the_order_of_its_blocks() -> None:
+    table = PlanTable([], (0.5,), ("csr", "bsr"), (4, 4), 1.0, True, {}, channels_last=True)
+    assert table.title("bsr").startswith("bsr 4x4 channels_last: ")
+    assert table.title("csr").startswith("csr: ")
+    assert table.to_dict()["channels_last"] is True
+
+
+def test_a_network_is_timed_anew_in_another_memory_format() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    model = nn.Conv2d(3, 4, 3)
+    assert planning._digest(model, x) == planning._digest(model, x.clone())
+    assert planning._digest(model, x) != planning._digest(model, x.to(memory_format=torch.channels_last))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lth_sparse.errors import ArgumentError, BackendError
 from lth_sparse.formats import make_layout
-from lth_sparse.kernels import launch, tables
+from lth_sparse.kernels import launch, launch_csr, tables
 from lth_sparse.kernels.candidates import candidates
 from lth_sparse.kernels.launch import Device, Problem, Tile
 from lth_sparse.ops import functional, tune_cache, tuning
@@ -30,9 +30,9 @@ def directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     monkeypatch.setenv("LTH_SPARSE_CACHE", "1")
     monkeypatch.setenv("LTH_SPARSE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(launch, "_INSTALLED", {})
-    launch._select.cache_clear()
+    launch.forget()
     yield tmp_path / "cache"
-    launch._select.cache_clear()
+    launch.forget()
 
 
 @dataclass
@@ -75,13 +75,52 @@ def test_the_fastest_wins_is_stored_and_is_then_launched() -> None:
     assert launch.select(DEVICE, PROBLEM) == BEST
     # Another process, which finds it on the disk, and a problem nearby.
     launch._INSTALLED.clear()
-    launch._select.cache_clear()
+    launch.forget()
     assert launch.select(DEVICE, PROBLEM) == FIRST
     tune_cache.load(DEVICE)
     assert launch.select(DEVICE, PROBLEM) == launch.select(DEVICE, replace(PROBLEM, tokens=2000)) == BEST
     assert launch.select(replace(DEVICE, name="Another GPU"), PROBLEM) == FIRST
     assert report.path == TuneCache.of(DEVICE).path
     assert report.path.exists()
+
+
+@pytest.mark.parametrize("product", launch.CSR_PRODUCTS)
+def test_launches_of_unstructured_weights_are_tuned_stored_and_found_alike(product: str) -> None:
+    problem = Problem(product, "float32", (1, 1), 100, 512, 300, 0.1)
+    first, best = candidates(DEVICE, problem)[:2]
+    launched: list[Any] = []
+
+    def run() -> Tensor:
+        launched.append(launch_csr.select(DEVICE, problem))
+        return torch.ones(3)
+
+    def clock(call: Callable[[], object]) -> list[float]:
+        call()
+        return [0.5 if launched[-1] == best else 1.0]
+
+    assert launch_csr.select(DEVICE, problem) == first == launch_csr.heuristic(DEVICE, problem)
+    (one,) = tune_calls([Call("kernel", run)], clock).tuned
+    assert (one.tile, one.heuristic, one.wrong, one.skipped) == (best, first, (), ())
+    assert one.timed == len(candidates(DEVICE, problem))
+    launch._INSTALLED.clear()
+    launch.forget()
+    assert launch_csr.select(DEVICE, problem) == first
+    tune_cache.load(DEVICE)
+    near = replace(problem, tokens=120, density=0.11)
+    assert launch_csr.select(DEVICE, problem) == launch_csr.select(DEVICE, near) == best
+    far = replace(problem, tokens=1)
+    assert launch_csr.select(DEVICE, far) == launch_csr.heuristic(DEVICE, far)
+
+
+def test_a_table_to_ship_holds_configurations_of_every_kind(tmp_path: Path) -> None:
+    csr = Problem("csr_weight_gradient", "float32", (1, 1), 100, 512, 300, 0.1)
+    tiles = {PROBLEM.bucket: BEST, csr.bucket: launch_csr.heuristic(DEVICE, csr)}
+    launch.table_path(DEVICE.name, tmp_path).write_text(tables.written({}, tiles))
+    assert launch.read_table(DEVICE.name, tmp_path) == tiles
+    crooked = {csr.bucket: replace(tiles[csr.bucket], entries=24)}
+    launch.table_path("crooked", tmp_path).write_text(tables.written({}, crooked))
+    with pytest.raises(ValueError, match=r"csr_weight_gradient.*: entries: expected a power of two, got 24"):
+        launch.read_table("crooked", tmp_path)
 
 
 def test_a_wrong_result_never_wins() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 from lth_sparse.paper import MODELS, DataSet, build_model
-from lth_sparse.paper.models import Block
+from lth_sparse.paper.models import VGG, Block
 
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 MEAN = " mean flatten fc10"
@@ -30,6 +30,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
         ("conv4", COLOUR, 2_425_024),
         ("conv6", COLOUR, 2_261_184),
         ("vgg19", COLOUR, 20_018_880 + 5_120),
+        ("vgg19-quarter", COLOUR, 1_251_504 + 1_280),
         ("resnet20", COLOUR, 270_896),
         ("resnet18", COLOUR, 11_164_352),
     ],
@@ -97,7 +98,7 @@ def test_weights_are_gaussian_glorot_and_biases_zero(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 16, 16), (3, 32, 32), (2, 9, 13)])
 def test_any_image_size_gives_logits(name: str, shape: tuple[int, int, int]) -> None:
-    if name == "vgg19" and min(shape[1:]) < 16:
+    if name in VGG and min(shape[1:]) < 16:
         pytest.skip("four poolings")
     assert build_model(name, shape, classes=7)(torch.randn(2, *shape)).shape == (2, 7)
 

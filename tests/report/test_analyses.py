@@ -64,6 +64,24 @@ def test_every_section_of_two_seeds() -> None:
     assert len(cells["Movement of the weights"]) == 4
 
 
+def test_every_analysis_has_a_function_a_plot_and_a_section() -> None:
+    """All but the early stop and the accuracies, whose plots and tables are the page's own, see test_html.py."""
+    results = {seed: find(seed) for seed in range(2)}
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    cost = count_cost(net, results[0].tickets[2].masks, torch.randn(1, 8))
+    barrier = Barrier((0.0, 1.0), (0.1, 0.1))
+    sections = {one.title: one for one in analysis_sections(results, 2, cost, {"dense": [barrier]})}
+    assert set(sections) == {*TITLES, "Linear mode connectivity"}
+    figures = [svg for section in sections.values() for svg, _ in section.figures]
+    drawn = [
+        name for name in analysis_plots.__all__ if any(f'id="{name.removesuffix("_plot")}' in svg for svg in figures)
+    ]
+    assert drawn == analysis_plots.__all__
+    for section in sections.values():
+        assert section.text
+        assert section.grids or section.title == "Learning curves"
+
+
 def test_sections_come_in_the_page_and_in_its_facts(search: Callable[..., list[Training]]) -> None:
     results = {0: find(0)}
     summary = summarise(search([0.9, 0.9], {"reinit": 0.8}))
@@ -88,6 +106,22 @@ def test_the_dense_level_and_unfinished_ones_have_nothing_to_show() -> None:
     assert analysis_sections({0: result}, 0) == ()
     assert analysis_sections({0: result}, 3) == ()
     assert analysis_sections({}, 1) == ()
+
+
+def test_barriers_are_a_section_of_their_own() -> None:
+    flat, hill = Barrier((0.0, 0.5, 1.0), (0.1, 0.1, 0.1)), Barrier((0.0, 0.5, 1.0), (0.1, 0.4, 0.2))
+    result = find(0)
+    (section,) = (
+        one
+        for one in analysis_sections({0: result, 1: find(1)}, 2, None, {"dense": [flat, hill], "ticket": []})
+        if one.title == "Linear mode connectivity"
+    )
+    assert section.grids[0].rows == (("dense", "12.50%", "25.00%", "12.50 [0.00, 25.00]", "1 of 2"),)
+    assert "dense" in section.figures[0][0]
+    result.stability[16] = hill  # as rewind="auto" leaves it
+    titles = {one.title: one for one in analysis_sections({0: result}, 1)}
+    cells = titles["Linear mode connectivity"].grids[0].rows
+    assert cells == (("dense, from step 16", "15.00%", "40.00%", "25.00 [25.00, 25.00]", "0 of 1"),)
 
 
 def test_a_barrier_is_drawn() -> None:

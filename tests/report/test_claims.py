@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from lth_sparse.engine import LevelRecord, TicketResult
-from lth_sparse.report.claims import Claim, Finding, claims_grid, claims_of, examine, nearest_level
+from lth_sparse.report.claims import (
+    Claim,
+    Finding,
+    claims_grid,
+    claims_of,
+    examine,
+    ladder_claim,
+    level_at_least,
+    nearest_level,
+)
 
 MakeRecord = Callable[..., LevelRecord]
 
@@ -52,8 +61,20 @@ def test_the_nearest_level_is_so_on_a_logarithmic_scale() -> None:
     assert nearest_level([1.0, 0.8], 0.01) == 1
 
 
+def test_a_level_at_least_as_dense_is_the_last_of_them() -> None:
+    assert level_at_least([1.0, 0.8, 0.4, 0.1], 0.3) == 2
+    assert level_at_least([1.0, 0.8, 0.4, 0.1], 0.4) == 2
+    assert level_at_least([1.0, 0.8], 0.9) == 0
+
+
 LADDER = [1.0] + [sum(numel * (1 - rate) ** k for numel, rate in ((265200, 0.2), (1000, 0.1))) / 266200
                   for k in range(1, 16)]  # fmt: skip
+
+
+FASTER = [1.0] + [sum(numel * (1 - rate) ** k for numel, rate in ((265200, 0.4), (1000, 0.2))) / 266200
+                  for k in range(1, 8)]  # fmt: skip
+DENSITIES = {"iterative": LADDER, "rate 0.4": FASTER}
+PRINTED = {3: 51.3, 7: 21.1, 9: 13.5, 15: 3.6}
 
 
 def studies(record: MakeRecord, better: float = 0.01, seeds: int = 4) -> dict[str, dict[int, TicketResult]]:
@@ -79,20 +100,21 @@ def studies(record: MakeRecord, better: float = 0.01, seeds: int = 4) -> dict[st
             controls[k, "random"] = record(k, 0.9 - 2 * better - noise, step=2000, control="random")
         found.setdefault("iterative", {})[seed] = result(levels, controls)
         found.setdefault("continue", {})[seed] = result([dense, *(level(k, 0.9) for k in range(1, 16))], {})
+        found.setdefault("rate 0.4", {})[seed] = result([dense, *(level(k, 0.9) for k in range(1, 7))], {})
         for k in (7, 15):
             found.setdefault(f"one-shot {k}", {})[seed] = result([dense, level(1, 0.9 - better / 2)], {})
     return found
 
 
 def test_every_claim_holds_where_tickets_are_what_the_paper_says(record: MakeRecord) -> None:
-    claims = claims_of("lenet", 15, LADDER, 500, 0.9)
+    claims = [ladder_claim(PRINTED, 0.1), *claims_of("lenet", DENSITIES, 500, 0.9)]
     outcomes = {claim.text: examine(claim, studies(record)).outcome for claim in claims}
-    assert len(outcomes) == 12
+    assert len(outcomes) == 13
     assert set(outcomes.values()) == {"holds"}, outcomes
 
 
 def test_claims_are_contradicted_where_tickets_are_worse(record: MakeRecord) -> None:
-    claims = claims_of("lenet", 15, LADDER, 500_000, 0.9)
+    claims = [ladder_claim(PRINTED, 0.1), *claims_of("lenet", DENSITIES, 500_000, 0.9)]
     outcomes = [examine(claim, studies(record, better=-0.02)).outcome for claim in claims]
     assert outcomes.count("contradicted") >= 6
     assert outcomes[0] == "holds"  # the ladder has nothing to do with accuracy
@@ -101,13 +123,17 @@ def test_claims_are_contradicted_where_tickets_are_worse(record: MakeRecord) -> 
 def test_a_wrong_ladder_is_contradicted(record: MakeRecord) -> None:
     made = studies(record, seeds=1)
     object.__setattr__(made["iterative"][0].levels[7], "density", 0.25)
-    assert examine(claims_of("lenet", 15, LADDER, 500, 0.9)[0], made).outcome == "contradicted"
+    assert examine(ladder_claim(PRINTED, 0.1), made).outcome == "contradicted"
 
 
-def test_claims_about_levels_that_were_not_reached_are_left_out() -> None:
-    assert claims_of("conv6", 5, LADDER[:6], 500, 0.9)[0].figure == 5
-    assert [claim.figure for claim in claims_of("conv2", 5, LADDER[:6], 500, 0.9)] == [5, 5, 5, 5]
-    assert "51.3% at level 3" in claims_of("lenet", 5, LADDER[:6], 500, 0.9)[0].text
+def test_a_ladder_says_what_it_is() -> None:
+    assert ladder_claim({3: 51.3, 7: 21.1}, 0.1).text == "The weights left are 51.3% at level 3, 21.1% at level 7"
+
+
+@pytest.mark.parametrize("network", ["conv2", "conv4", "conv6"])
+def test_conv_nets_have_claims_without_and_with_dropout(network: str) -> None:
+    claims = claims_of(network, {"iterative": LADDER[:6], "dropout": LADDER[:6]}, 500, 0.9)
+    assert [claim.figure for claim in claims] == [5, 5, 5, 5, 6, 6]
 
 
 def test_missing_studies_and_curves_show_nothing(record: MakeRecord) -> None:
@@ -116,7 +142,7 @@ def test_missing_studies_and_curves_show_nothing(record: MakeRecord) -> None:
     for result in made["iterative"].values():
         for level in result.levels:
             object.__setattr__(level, "early_stop", None)
-    findings = {claim.text: examine(claim, made) for claim in claims_of("lenet", 15, LADDER, 500, 0.9)}
+    findings = {claim.text: examine(claim, made) for claim in claims_of("lenet", DENSITIES, 500, 0.9)}
     silent = [text for text, finding in findings.items() if not finding.seeds]
     assert len(silent) == 3  # two about speed, one about training on
 

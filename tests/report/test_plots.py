@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from lth_sparse.report import Summary, Training, summarise
-from lth_sparse.report.plots import accuracy_plot, early_stop_plot, seconds_plot
+from lth_sparse.report.plots import accuracy_plot, early_stop_plot, seconds_plot, studies_plot
 
 MakeSearch = Callable[..., list[Training]]
 PLOTS = {"accuracy": accuracy_plot, "early_stop": early_stop_plot, "seconds": seconds_plot}
@@ -68,3 +68,12 @@ def test_same_summary_gives_the_same_svg(plot: Callable[[Summary], str], summary
 @pytest.mark.parametrize("accuracies", [[], [0.9], [0.9, 0.9]])
 def test_few_levels_are_no_error(plot: Callable[[Summary], str], search: MakeSearch, accuracies: list[float]) -> None:
     ElementTree.fromstring(plot(summarise(search(accuracies))))
+
+
+def test_searches_are_lines_with_their_names(search: MakeSearch) -> None:
+    summaries = {f"lr {lr}": summarise(search([0.9, 0.91, 0.92 - lr])) for lr in (0.1, 0.01)}
+    svg = studies_plot(summaries)
+    words = text_of(svg)
+    for expected in ("lr 0.1", "lr 0.01", "Weights left (%)", "Test accuracy at the end (%)"):
+        assert expected in words
+    assert studies_plot(summaries) == svg

@@ -11,7 +11,7 @@ Nothing here trains. ``lth_sparse.report`` makes plots and sections of the resul
 
 from __future__ import annotations
 
-from lth_sparse.engine.analyses.barrier import Barrier, linear_barrier
+from lth_sparse.engine.analyses.barrier import Barrier, linear_barrier, order_barrier
 from lth_sparse.engine.analyses.cost import Cost, LayerCost, count_cost
 from lth_sparse.engine.analyses.curves import Curve, early_stops, learning_curve
 from lth_sparse.engine.analyses.masks import Degrees, LayerStatistics, Overlap, connectivity, layer_statistics, overlap
@@ -35,5 +35,6 @@ __all__ = [
     "learning_curve",
     "linear_barrier",
     "movement",
+    "order_barrier",
     "overlap",
 ]

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lth_sparse.engine.ticket import Ticket
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, expected
 
-__all__ = ["Barrier", "linear_barrier"]
+__all__ = ["Barrier", "linear_barrier", "order_barrier"]
 
 POINTS = 30
 
@@ -94,6 +95,23 @@ def linear_barrier(
             network.eval()
         errors.append(float(error(network)))
     return Barrier(tuple(positions), tuple(errors))
+
+
+def order_barrier(model: nn.Module, ticket: Ticket, reordered: Ticket, error: Callable[[nn.Module], float]) -> Barrier:
+    """The barrier between a trained ticket and the same one trained in another data order, its control "reordered".
+
+    Args:
+        model: the plain architecture; it is copied.
+        ticket, reordered: ``result.tickets[k]`` and ``result.control_tickets[k, "reordered"]``.
+        error: as for :func:`linear_barrier`.
+
+    Raises:
+        ArgumentError: ``reordered`` is not that control of that ticket; the model has other names or shapes.
+    """
+    if reordered.control != "reordered" or reordered.parent != ticket.hash:
+        what = f"the control 'reordered' of {ticket!r}"
+        raise ArgumentError(expected("reordered", what, repr(reordered)))
+    return linear_barrier(model, ticket.state_dict("trained"), reordered.state_dict("trained"), error)
 
 
 def _between(first: Tensor, second: Tensor, a: float) -> Tensor:

@@ -76,7 +76,7 @@ def initial_weights(dense: Ticket, ticket: Ticket, bins: int = BINS) -> list[Ini
         raise ArgumentError(expected("bins", "an int of at least 1", bins))
     rows = []
     for name in _pruned_layers(dense, ticket):
-        weight, mask = dense.initial[name].double(), ticket.masks[name].reshape(-1)
+        weight, mask = dense.compact("initial")[name].double(), ticket.masks[name].reshape(-1)
         kept = weight[mask]
         limit = float(weight.abs().max()) if weight.numel() else 0.0
         edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64) * (limit or 1.0)
@@ -105,7 +105,7 @@ def movement(dense: Ticket, ticket: Ticket) -> list[tuple[Movement, Movement]]:
     """
     rows = []
     for name in _pruned_layers(dense, ticket):
-        before, after = dense.initial[name].double(), dense.trained[name].double()
+        before, after = (dense.compact(weights)[name].double() for weights in ("initial", "trained"))
         mask = ticket.masks[name].reshape(-1)
         rows.append((_moved(name, before[mask], after[mask]), _moved(name, before[~mask], after[~mask])))
     return rows
