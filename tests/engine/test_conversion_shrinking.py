@@ -65,6 +65,18 @@ def test_the_small_ticket_applies_to_either_architecture(model: nn.Module, x: Te
         small.apply(nn.Sequential(*[*list(network())[:4], nn.Linear(128, 19), nn.ReLU(), nn.Linear(19, 8)]))
 
 
+def test_a_fresh_layer_of_a_smaller_network_has_the_small_sizes(model: nn.Module, x: Tensor) -> None:
+    small = ls.convert(with_dead(model), method="shrink", model=model, sample_input=x).ticket
+    head = small.architecture(model)
+    nn.init.ones_(head[6].weight)
+    applied = small.apply(head, fresh="6")
+    assert torch.equal(applied[6].weight, torch.ones(8, 17))
+    with pytest.raises(
+        ArgumentError, match=r"fresh: expected layers whose sizes the conversion did not change.*6\.weight"
+    ):
+        small.apply(model, fresh="6")
+
+
 def test_rows_count_in_the_original_sizes(model: nn.Module, x: Tensor) -> None:
     ticket = with_dead(model)
     made = ls.convert(ticket, method="shrink", model=model, sample_input=x)
