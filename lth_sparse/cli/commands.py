@@ -1,7 +1,7 @@
 """The commands of `lth-sparse`, their options, and how every failure ends.
 
 Nothing is computed here: a command gathers its options and calls the module of its name, imported only then.
-`bench`, `export` and `sweep` have files of their own.
+`bench`, `convert`, `export` and `sweep` have files of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lth_sparse.cli.bench import bench
+from lth_sparse.cli.converting import convert
 from lth_sparse.cli.export import export
 from lth_sparse.cli.sweep import FORWARDS, sweep
 from lth_sparse.errors import LTHSparseError
@@ -272,23 +273,7 @@ def reproduce(
     return run(Options(network, budget, figure, seeds, data, output, threads, iterations, levels))
 
 
-@app.command()
-def convert(
-    ticket: Annotated[Path, typer.Argument(help="A ticket file written by find or Ticket.save.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
-    to: Annotated[
-        str, typer.Option(help="dense: a state dict for the plain architecture; csr, 2:4: values with their indices.")
-    ] = "dense",
-    weights: Annotated[
-        str, typer.Option(help="trained: as the level ended; initial: as the ticket starts training.")
-    ] = "trained",
-) -> int:
-    """Turn a ticket file into plain weights that other programs read, and say what was kept and what it weighs."""
-    from lth_sparse.cli.convert import run
-
-    return run(ticket, output, to=to, weights=weights)
-
-
+app.command()(convert)
 app.command()(export)
 app.command()(bench)
 app.command(context_settings=FORWARDS)(sweep)

@@ -7,6 +7,7 @@ as the paper does, and each of its steps has a file of its own.
 from __future__ import annotations
 
 from lth_sparse.engine import analyses, distributed
+from lth_sparse.engine.conversion import Conversion, convert
 from lth_sparse.engine.criteria import ScoringContext
 from lth_sparse.engine.dynamic import SET, GradualPruning, RigL
 from lth_sparse.engine.early_bird import EarlyBird
@@ -19,6 +20,7 @@ from lth_sparse.engine.ticket import Ticket
 
 __all__ = [
     "SET",
+    "Conversion",
     "EarlyBird",
     "EarlyStop",
     "GradualPruning",
@@ -31,6 +33,7 @@ __all__ = [
     "TicketResult",
     "Verdict",
     "analyses",
+    "convert",
     "distributed",
     "find_ticket",
     "initialise_",

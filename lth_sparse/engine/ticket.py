@@ -16,7 +16,6 @@ masks it has code/<name>, uint8, see :mod:`lth_sparse.formats.coding`, and its v
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from lth_sparse._version import __version__
 from lth_sparse.engine import container
-from lth_sparse.engine.transfer import check_architecture, fresh_names, fresh_state
+from lth_sparse.engine.transfer import fresh_names, fresh_state, sized
 from lth_sparse.errors import ArgumentError, ArgumentTypeError, TicketError, expected
 from lth_sparse.formats import Mask
 from lth_sparse.formats.coding import decode_mask, encode_mask
@@ -63,6 +62,9 @@ class Ticket:
         parent: content hash of the ticket of the level before (for a control: of its own level); None at level 0.
         aliases: names in the model's state_dict of tensors that are stored under another name (tied weights).
         hyperparameters: of the search; metrics, history: as recorded while training; versions: of the libraries.
+        conversion: empty, or how :func:`lth_sparse.convert` made it from ``parent``: method, target, options, under
+            "layouts" how each converted layer is stored, and under "shapes" the former shapes of tensors that have
+            become smaller.
         source: content hash of the whole ticket that a reduced one was made of; None for a whole one.
     """
 
@@ -77,6 +79,7 @@ class Ticket:
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)
+    conversion: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 
     @classmethod
@@ -182,7 +185,8 @@ class Ticket:
         Args:
             model: the plain architecture that the ticket was found in; its own weights matter where ``fresh`` says.
             weights: "initial" or "trained".
-            layout, block, channels_last, cover, sample_input: as for :func:`lth_sparse.sparsify_`.
+            layout, block, channels_last, cover, sample_input: as for :func:`lth_sparse.sparsify_`. With ``"auto"``, the
+                layers of a converted ticket are stored as the conversion says, the others as ``sparsify_`` chooses.
             inplace: change ``model`` itself instead of a deep copy.
             fresh: layers that keep the weights of ``model``, and may differ from the ticket's in shape or be missing on
                 either side: the output layer of another problem, the input layer of other data. Names or globs, as for
@@ -193,27 +197,42 @@ class Ticket:
             ArgumentError: ``model`` has other names or shapes; the message names the first that differs. Or a name in
                 ``fresh`` that neither has, or nothing of the ticket is left.
         """
-        if not isinstance(model, nn.Module):
-            raise ArgumentTypeError(expected("model", "a torch.nn.Module", type(model).__name__))
-        state, masks = self.state_dict(weights), dict(self.masks)
+        _check_model(model)
+        state, masks, before = self.state_dict(weights), dict(self.masks), self._former_shapes
         if names := fresh_names(fresh, model, state, self.aliases):
             state, masks = fresh_state(fresh, names, model, state, masks)
-        check_architecture(model, state)
-        if not inplace:
-            model = copy.deepcopy(model)
+        model = sized(model, state, before, fresh=names, inplace=inplace)
         model.load_state_dict(state, strict=True)
         pruned = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        given: dict[str, Any] = {"block": block, "channels_last": channels_last, "cover": cover}
+        layouts = self.conversion.get("layouts", {}) if layout == "auto" else {}
+        for name, stored in layouts.items():
+            mask = None if name in names else pruned.pop(name, None)
+            if mask is not None:
+                chosen = {**stored, "block": tuple(stored["block"]) if stored.get("block") else None}
+                sparsify_(model, {name: mask}, **chosen)
         if pruned:
-            sparsify_(
-                model,
-                pruned,
-                layout=layout,
-                block=block,
-                channels_last=channels_last,
-                cover=cover,
-                sample_input=sample_input,
-            )
+            sparsify_(model, pruned, layout=layout, **given, sample_input=sample_input)
         return model
+
+    def architecture(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
+        """A plain copy of ``model`` in the ticket's sizes, its weights undefined.
+
+        They are the model's own unless a conversion has removed dead channels; then the model may be the original
+        architecture or the small one.
+
+        Raises:
+            ArgumentError: as :meth:`apply`.
+        """
+        _check_model(model)
+        state = self.state_dict("trained" if self._held == "trained" else "initial")
+        return sized(model, state, self._former_shapes, inplace=inplace)
+
+    @property
+    def _former_shapes(self) -> dict[str, list[int]]:
+        """Shapes before a conversion, of tensors that it made smaller."""
+        shapes: dict[str, list[int]] = self.conversion.get("shapes", {})
+        return shapes
 
     def save(self, path: str | os.PathLike[str], weights: str | None = None, dtype: torch.dtype | None = None) -> None:
         """Write the file, completely or not at all.
@@ -281,6 +300,8 @@ class Ticket:
     def _content(self) -> dict[str, Any]:
         names = ("level", "control", "parent", "aliases", "hyperparameters", "metrics", "history", "versions")
         content = {name: getattr(self, name) for name in names}
+        if self.conversion:  # left out of others, whose hashes are older than conversions
+            content["conversion"] = self.conversion
         reduced = {"held": self._held, "source": self.source} if self._held else {}
         return {
             **content,
@@ -292,6 +313,7 @@ class Ticket:
 
     def __repr__(self) -> str:
         kind = f", control={self.control!r}" if self.control else ""
+        kind += f", conversion={self.conversion['method']!r}" if self.conversion else ""
         kind += f", {self._held} weights only" if self._held else ""
         return f"Ticket(level={self.level}{kind}, density={self.density:.4g}, hash={self.hash[:12]})"
 
@@ -325,3 +347,8 @@ def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:
     if packed.dtype != torch.uint8 or packed.numel() != -(-count // 8):
         raise TicketError(f"the mask of {name} has {packed.numel()} bytes for {count} weights")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).reshape(shape)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(expected("model", "a torch.nn.Module", type(model).__name__))

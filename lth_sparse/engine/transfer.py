@@ -6,7 +6,8 @@ the output layer. Which layers these are is said by name: a model that differs a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from lth_sparse.engine.scope import prune
 from lth_sparse.engine.selection import matching, weights_of
 from lth_sparse.errors import ArgumentError, expected
+from lth_sparse.nn.resize import resize_
 
-__all__ = ["check_architecture", "fresh_names", "fresh_state"]
+__all__ = ["fresh_names", "fresh_state", "sized"]
 
 
 def fresh_names(
@@ -57,7 +59,7 @@ def fresh_state(
     """
     own = model.state_dict()
     mixed = {name: own[name] if name in names else state[name] for name in own if name in names or name in state}
-    # What the ticket has and the model lacks stays in, for check_architecture to find.
+    # What the ticket has and the model lacks stays in, for `sized` to find.
     mixed.update({name: tensor for name, tensor in state.items() if name not in names and name not in own})
     kept = {name: mask for name, mask in masks.items() if name not in names}
     if not kept:
@@ -80,8 +82,39 @@ def _pruned(densities: Mapping[str, float], model: nn.Module) -> dict[str, Tenso
     return prune(scores, whole, rates, 1).masks
 
 
-def check_architecture(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Refuse a model whose state_dict has other names or shapes than ``state``.
+def sized(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    before: Mapping[str, Sequence[int]],
+    *,
+    fresh: Collection[str] = (),
+    inplace: bool = False,
+) -> nn.Module:
+    """A plain copy of ``model`` that ``state`` fits into, its weights undefined where their shapes had to change.
+
+    Args:
+        before: shapes that some tensors had before a conversion removed dead channels; the model may be as then.
+        fresh: names of ``state`` that are the model's own.
+        inplace: change ``model`` itself.
+
+    Raises:
+        ArgumentError: the model differs from ``state``, or a fresh layer would have to become smaller.
+    """
+    _check_architecture(model, state, before)
+    own = model.state_dict()
+    there = [name for name in before if name in state]
+    smaller = {name: list(state[name].shape) for name in there if state[name].shape != own[name].shape}
+    clash = [name for name in before if name in fresh]
+    if smaller and clash:
+        what = "layers whose sizes the conversion did not change, or a model in the converted sizes"
+        raise ArgumentError(expected("fresh", what, repr(clash[0])))
+    if not inplace:
+        model = copy.deepcopy(model)
+    return resize_(model, smaller) if smaller else model
+
+
+def _check_architecture(model: nn.Module, state: Mapping[str, Tensor], before: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a model whose state_dict has other names or shapes than ``state``, or than ``before`` has for some.
 
     Raises:
         ArgumentError: naming the first that differs.
@@ -95,6 +128,7 @@ def check_architecture(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         more = len(missing) + len(unknown) - 1
         raise ArgumentError(expected("model", what, got + (f" ({more} more names differ)" if more else "")))
     for name, tensor in state.items():
-        if theirs[name].shape != tensor.shape:
-            got = f"{name} of shape {list(theirs[name].shape)} instead of {list(tensor.shape)}"
+        found = list(theirs[name].shape)
+        if found not in (list(tensor.shape), list(before.get(name, tensor.shape))):
+            got = f"{name} of shape {found} instead of {list(tensor.shape)}"
             raise ArgumentError(expected("model", what, f"{got} (fresh=... keeps the model's own)"))

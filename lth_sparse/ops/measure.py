@@ -22,7 +22,7 @@ from lth_sparse.formats import Layout
 from lth_sparse.ops import functional
 from lth_sparse.ops.timers import timer_for
 
-__all__ = ["MASKED", "PASSES", "TORCH", "Timing", "dense_call", "interleave", "measure"]
+__all__ = ["BUDGET", "MASKED", "PASSES", "TORCH", "Timing", "dense_call", "interleave", "measure"]
 
 #: Names of the yardsticks among the candidates: dense torch before pruning, and with its weight masked in each call.
 TORCH, MASKED = "torch", "masked"
