@@ -144,8 +144,9 @@ def conv2d_backward(
     weight = layout.scatter(values)
     if x.device.type == "cpu" and tuple(weight.shape[2:]) == (1, 1) and max(stride) > 1:
         # oneDNN's weight gradient of these convolutions writes past its memory on AVX2 with one thread (torch 2.13)
-        # where any of them is channels_last: the heap is corrupt afterwards.
-        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+        # where images or weight are channels_last: the heap is corrupt afterwards. clone: contiguous() leaves the
+        # strides of a 1x1 kernel as they are, and by those oneDNN's format is chosen.
+        x, weight = (one.clone(memory_format=torch.contiguous_format) for one in (x, weight))
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad,
         x,
