@@ -215,14 +215,14 @@ def _preset(options: Options) -> Preset:
             raise ArgumentError(expected("--network", what, options.network))
         preset = PRESETS[options.network]
         preset = preset.quick() if options.quick else preset
-        return preset if options.dataset is None else dataclasses.replace(preset, dataset=options.dataset)
+        return preset if options.dataset is None else preset.on(options.dataset)
     note = options.ticket.absolute().parent.parent / "find.json"
     if not note.exists():
         what = "the network of a ticket that lies in no run directory of lth-sparse find"
         raise ArgumentError(expected("--network", what, "none"))
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
-        return Preset(**{field.name: known[field.name] for field in dataclasses.fields(Preset)})
+        return Preset.from_dict(known)
     except (OSError, ValueError, KeyError, TypeError, LTHSparseError) as error:
         raise TicketError(f"{note}: damaged ({error}); name the network with --network") from error
 

@@ -10,6 +10,7 @@ Nothing else is hidden in the training loop: what is not in a preset is not vari
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,15 @@ class Preset:
         plain: dict[str, Any] = {**asdict(self), "milestones": list(self.milestones)}
         unset = {one.name for one in fields(self) if one.name in LATER and getattr(self, one.name) == one.default}
         return {name: value for name, value in plain.items() if name not in unset}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Preset:
+        """The preset of which `to_dict` gave `plain`; what else is in it is passed over.
+
+        Raises KeyError for a name that is missing, ArgumentError or ArgumentTypeError for a value that is none.
+        """
+        names = [one.name for one in fields(cls)]
+        return cls(**{name: plain[name] for name in names if name in plain or name not in LATER})
 
 
 LEAST = {"iterations": 1, "batch": 1, "evaluate_every": 1, "levels": 0, "seeds": 1, "warmup": 0, "crop": 0}

@@ -14,7 +14,7 @@ from torch import nn
 
 from lth_sparse.engine.selection import weights_of
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
-from lth_sparse.paper import PRESETS, build_model
+from lth_sparse.paper import PRESETS, Preset, build_model
 
 CONV, CONV6 = {"conv*": 0.10, "fc*": 0.20, "output*": 0.10}, {"conv*": 0.15, "fc*": 0.20, "output*": 0.10}
 TABLE = {
@@ -227,3 +227,13 @@ def test_a_preset_is_frozen() -> None:
 def test_a_bad_value_is_named(field: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=field):
         replace(PRESETS["lenet"], **{field: value})
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_comes_back_from_its_plain_values(name: str) -> None:
+    preset = PRESETS[name]
+    stored = json.loads(json.dumps(preset.to_dict()))
+    assert Preset.from_dict({**stored, "threads": 2}) == preset
+    del stored["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        Preset.from_dict(stored)
