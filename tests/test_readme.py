@@ -1,4 +1,4 @@
-"""The README's code runs as printed, and the paths that it names exist."""
+"""The README's code runs as printed, and the paths that it and the pages of the rooms name exist."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "kernels/README.md",
+    *(f"lth_sparse/{room}/README.md" for room in ("engine", "nn", "paper")),
+)
 
 
 def test_python_code_of_the_readme_runs(
@@ -29,8 +35,10 @@ def test_python_code_of_the_readme_runs(
     assert sum(parameter.numel() for parameter in model.parameters()) < 0.4 * (784 * 300 + 300 * 10)
 
 
-def test_paths_named_in_the_readme_exist() -> None:
-    named = re.findall(r"(?:lth_sparse|csrc|kernels|benchmarks|tests|\.ci)/[\w./]*(?![\w./<])", README)
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_named_in_a_page_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"(?<![\w/.])(?:lth_sparse|csrc|kernels|benchmarks|tests|\.ci)/[\w./]*(?![\w./<])", text)
     # A pattern such as kernels/<op>.py is cut at its bracket and names the folder.
     assert [path for path in sorted(set(named)) if not (ROOT / path).exists()] == []
 
