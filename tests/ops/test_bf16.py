@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sparse_cases import CONV_CASES, LAYOUT_MAKERS, masked_weight
+from sparse_cases import CONV_CASES, LAYOUT_MAKERS, masked_weight, skip_mixed_groups
 from torch import Tensor
 
 from lth_sparse.formats import BSR, CSR
@@ -51,6 +51,7 @@ def test_linear_is_that_of_the_masked_dense_layer(maker: str, batch: int) -> Non
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_conv2d_is_that_of_the_masked_dense_layer(maker: str, case: Any) -> None:
     n, channels, height, width, out, kernel, options = case
+    skip_mixed_groups(maker, options)
     weight, mask = masked_weight((out, channels // options.get("groups", 1), *kernel), 0.4)
     weight, x, bias = halved(weight, torch.randn(n, channels, height, width), torch.randn(out))
     layout = LAYOUT_MAKERS[maker](mask)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from sparse_cases import CONV_CASES, LAYOUT_MAKERS, masked_weight, tolerance
+from sparse_cases import CONV_CASES, LAYOUT_MAKERS, masked_weight, skip_mixed_groups, tolerance
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -26,11 +26,6 @@ def truth_of(x: Tensor, weight: Tensor, bias: Tensor, arguments: dict[str, Any])
     channels = weight.shape[1] * arguments.get("groups", 1)
     module = make(channels, weight.shape[0], tuple(weight.shape[2:]), **arguments).double()
     return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (x,))
-
-
-def skip_mixed_groups(maker: str, arguments: dict[str, Any]) -> None:
-    if maker == "reordered" and arguments.get("groups", 1) > 1:
-        pytest.skip("a reordered layout is refused there: it mixes the channels of groups")
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")
