@@ -57,8 +57,9 @@ def density_plot(by_seed: Sequence[Sequence[LayerStatistics]]) -> str:
         axes = figure.add_subplot()
         layers = [[100.0 * layer.density for layer in same] for same in zip(*by_seed, strict=True)]
         means = [sum(one) / len(one) for one in layers]
-        aside = [[mean - min(one) for mean, one in zip(means, layers, strict=True)]]
-        aside += [[max(one) - mean for mean, one in zip(means, layers, strict=True)]]
+        # A mean of equal numbers may be rounded past them, and matplotlib refuses bars of negative length.
+        aside = [[max(0.0, mean - min(one)) for mean, one in zip(means, layers, strict=True)]]
+        aside += [[max(0.0, max(one) - mean) for mean, one in zip(means, layers, strict=True)]]
         axes.bar(range(len(layers)), means, 0.6, color=COLOURS[0], yerr=aside, capsize=3, label="weights left")
         _name_ticks(axes, [one.name for one in by_seed[0]])
         axes.set_ylabel("Weights left (%)")

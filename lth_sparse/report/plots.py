@@ -114,7 +114,8 @@ def _series(
     if len(points) > 1:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     else:
-        below, above = [[middle[0] - low[0]], [high[0] - middle[0]]]
+        # A mean of equal numbers may be rounded past them, and matplotlib refuses bars of negative length.
+        below, above = [[max(0.0, middle[0] - low[0])], [max(0.0, high[0] - middle[0])]]
         axes.errorbar(x, middle, yerr=[below, above], color=colour, capsize=4, linewidth=1.4, zorder=3)
 
 
