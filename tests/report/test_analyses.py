@@ -132,3 +132,13 @@ def test_a_barrier_is_drawn() -> None:
     svg = analysis_plots.barrier_plot({"step 0": barrier})
     assert svg.startswith("<svg role=")
     assert "step 0" in svg
+
+
+def test_layers_of_equal_density_are_drawn_although_their_mean_is_rounded() -> None:
+    from types import SimpleNamespace
+
+    from lth_sparse.report.analysis_plots import density_plot
+
+    density = next(d for d in (n / 1000 for n in range(1, 999)) if sum([100.0 * d] * 3) / 3 < 100.0 * d)
+    layer = SimpleNamespace(name="fc1.weight", density=density)
+    assert "<svg" in density_plot([[layer]] * 3)  # type: ignore[list-item]
