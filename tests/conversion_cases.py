@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.conversion import Entry, Ledger
@@ -26,6 +27,12 @@ def network() -> nn.Module:
     )
 
 
+@pytest.fixture
+def model(seed: int) -> nn.Module:
+    """For the tests that import it."""
+    return network()
+
+
 def dense_ticket(model: nn.Module) -> Ticket:
     """The ticket of level 0."""
     state = dict(model.state_dict())
@@ -39,6 +46,18 @@ def pruned_ticket(model: nn.Module, density: float = 0.3, **description: Any) ->
     masks = {name: torch.rand(mask.shape) < density for name, mask in dense_ticket(model).masks.items()}
     trained = {name: t + 0.1 * torch.randn(t.shape) if t.is_floating_point() else t for name, t in state.items()}
     return Ticket.of(masks, state, trained, **{"level": 3, **description})
+
+
+@pytest.fixture
+def ticket(model: nn.Module) -> Ticket:
+    """For the tests that import it."""
+    return pruned_ticket(model)
+
+
+@pytest.fixture
+def x(seed: int) -> Tensor:
+    """For the tests that import it."""
+    return torch.randn(5, 3, 4, 4)
 
 
 def imagined_time(step: float) -> NetworkTime:

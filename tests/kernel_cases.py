@@ -11,6 +11,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 from triton.runtime import interpreter
 
 from lth_sparse.kernels.launch import Device as Launch
@@ -29,7 +31,14 @@ DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat1
 #: Rounding of the result alone: sums are float32, and few are long here.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SMALL = Launch("test", 80, 101376, 4, hip=torch.version.hip is not None)
-
+#: What every fused activation computes.
+ACTIVATED: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.clone,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
 
 #: Where `make test` puts the oldest supported Triton: outside of what Python finds by itself.
 OLDEST = Path(sys.prefix) / "oldest"

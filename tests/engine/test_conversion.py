@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import dense_ticket, network, pruned_ticket
+from conversion_cases import model as model
+from conversion_cases import x as x
 from torch import Tensor, nn
 
 import lth_sparse as ls
@@ -21,11 +23,6 @@ EVERY = [*ADDING, "cover:4x4", "drop:4x4:zeros", "vectors:2x1:zeros", "2:4"]
 
 
 @pytest.fixture
-def model(seed: int) -> nn.Module:
-    return network()
-
-
-@pytest.fixture
 def dense(model: nn.Module) -> Ticket:
     """The ticket of level 0."""
     return dense_ticket(model)
@@ -35,11 +32,6 @@ def dense(model: nn.Module) -> Ticket:
 def ticket(model: nn.Module, dense: Ticket) -> Ticket:
     """30% of the weights at random places, trained to other values."""
     return pruned_ticket(model, parent=dense.hash, metrics={"test_acc": 0.5})
-
-
-@pytest.fixture
-def x(seed: int) -> Tensor:
-    return torch.randn(5, 3, 4, 4)
 
 
 @pytest.mark.parametrize("method", EVERY)

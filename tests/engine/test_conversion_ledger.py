@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
-from conversion_cases import dense_ticket, imagined_entry, imagined_ledger, network, pruned_ticket
+from conversion_cases import dense_ticket, imagined_entry, imagined_ledger
+from conversion_cases import model as model
+from conversion_cases import ticket as ticket
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,16 +21,6 @@ from lth_sparse.engine.conversion.timing import Span, time_networks
 from lth_sparse.errors import ArgumentError, ArgumentTypeError
 
 METHODS = ("cover:4x1", "drop:4x4", "refill", "2:4")
-
-
-@pytest.fixture
-def model(seed: int) -> nn.Module:
-    return network()
-
-
-@pytest.fixture
-def ticket(model: nn.Module) -> Ticket:
-    return pruned_ticket(model)
 
 
 @pytest.fixture

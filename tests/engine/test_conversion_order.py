@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conversion_cases import dense_ticket, network, pruned_ticket
+from conversion_cases import dense_ticket, network
+from conversion_cases import model as model
+from conversion_cases import ticket as ticket
+from conversion_cases import x as x
 from torch import Tensor, nn
 
 import lth_sparse as ls
@@ -13,21 +16,6 @@ from lth_sparse.engine.conversion import Method
 from lth_sparse.engine.conversion.order import fold_order
 from lth_sparse.nn import sparse_modules
 from lth_sparse.nn.channels import channel_groups, permute_state, reorder_model
-
-
-@pytest.fixture
-def model(seed: int) -> nn.Module:
-    return network()
-
-
-@pytest.fixture
-def ticket(model: nn.Module) -> Ticket:
-    return pruned_ticket(model)
-
-
-@pytest.fixture
-def x(seed: int) -> Tensor:
-    return torch.randn(5, 3, 4, 4)
 
 
 @pytest.mark.parametrize("method", ["cover:4x1", "cover:2x4", "cover:4x64", "cover:8x3"])

@@ -7,22 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conversion_cases import dense_ticket, network
+from conversion_cases import model as model
+from conversion_cases import x as x
 from torch import Tensor, nn
 
 import lth_sparse as ls
 from lth_sparse.engine import Ticket
 from lth_sparse.engine.conversion import Method, ledger
 from lth_sparse.errors import ArgumentError
-
-
-@pytest.fixture
-def model(seed: int) -> nn.Module:
-    return network()
-
-
-@pytest.fixture
-def x(seed: int) -> Tensor:
-    return torch.randn(5, 3, 4, 4)
 
 
 def with_dead(model: nn.Module, bias: float = 0.3) -> Ticket:

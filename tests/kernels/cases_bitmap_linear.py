@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
+from kernel_cases import ACTIVATED, DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 from torch import Tensor
-from torch.nn import functional as F
 
 from lth_sparse.formats import Dense
 from lth_sparse.kernels import bitmap_linear, launch_csr
 from lth_sparse.kernels.epilogue import ACTIVATIONS
 from lth_sparse.ops import cuda_csr, functional
 from lth_sparse.ops.library import REFERENCES
-
-TORCH: dict[str, Any] = {
-    "none": lambda v: v,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "silu": F.silu,
-}
 
 #: (M, N, K): rows of whole words and not; one row, one column; a chunk of the rank over several rows; more tokens than
 #: a tile.
@@ -108,7 +99,7 @@ def test_no_tokens_and_no_bias(m: int) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str, splits: int) -> None:
     case = Case(2, 18, 96, torch.float32)
-    check(case.forward(activation=activation, splits=splits, unroll=1), TORCH[activation](case.truth()))
+    check(case.forward(activation=activation, splits=splits, unroll=1), ACTIVATED[activation](case.truth()))
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
+from kernel_cases import ACTIVATED, DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 from torch import Tensor
 
@@ -35,13 +34,6 @@ SIZES = [
 
 
 HAS_TMA = INTERPRETED or (torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0))
-FUNCTIONS = {
-    "none": torch.clone,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 class Case:
@@ -151,7 +143,7 @@ def skewed(dtype: torch.dtype, m: int = 19) -> Case:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_divided_rows_and_every_activation(dtype: torch.dtype, activation: str) -> None:
     case = skewed(dtype)
-    check(case.forward(activation=activation), FUNCTIONS[activation](case.truth("forward")))
+    check(case.forward(activation=activation), ACTIVATED[activation](case.truth("forward")))
 
 
 @pytest.mark.usefixtures("seed", "poison_empty")

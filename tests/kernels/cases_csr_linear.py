@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
+from kernel_cases import ACTIVATED, DEVICE, DTYPES, INTERPRETED, SMALL, check
 from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
 from torch import Tensor
 
@@ -17,14 +17,6 @@ from lth_sparse.kernels.epilogue import ACTIVATIONS
 from lth_sparse.kernels.launch import PRODUCTS
 from lth_sparse.ops import cuda_csr, functional
 from lth_sparse.ops.library import REFERENCES
-
-TORCH: dict[str, Any] = {
-    "none": lambda v: v,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda v: torch.nn.functional.gelu(v, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-}
 
 #: (M, N, K): few tokens and many; ragged on all sides; one output, one input, one token; several tiles of tokens; rows
 #: long enough for a program of their own.
@@ -139,7 +131,7 @@ def test_a_row_without_weights_is_its_bias(m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("m", [3, 40])
 def test_activations(m: int, activation: str) -> None:
     case = Case(m, 20, 32, torch.float32)
-    check(case.forward(activation=activation), TORCH[activation](case.truth("forward")))
+    check(case.forward(activation=activation), ACTIVATED[activation](case.truth("forward")))
 
 
 def strided(tensor: Tensor, kind: str) -> Tensor:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_cases import DEVICE
-from torch import Tensor
-from torch.nn import functional as F
+from kernel_cases import ACTIVATED, DEVICE
 
 from lth_sparse.kernels.epilogue import ACTIVATIONS, activate
-
-TRUTH: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda v: v,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 @triton.jit
@@ -36,4 +24,4 @@ def test_it_equals_torch(name: str) -> None:
     x = x.to(DEVICE)
     y = torch.empty_like(x)
     kernel[(1,)](x, y, ACTIVATION=name, BLOCK=256)
-    torch.testing.assert_close(y, TRUTH[name](x.double()).float(), rtol=2e-6, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(y, ACTIVATED[name](x.double()).float(), rtol=2e-6, atol=1e-6, equal_nan=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -135,10 +136,6 @@ def test_a_barrier_is_drawn() -> None:
 
 
 def test_layers_of_equal_density_are_drawn_although_their_mean_is_rounded() -> None:
-    from types import SimpleNamespace
-
-    from lth_sparse.report.analysis_plots import density_plot
-
     density = next(d for d in (n / 1000 for n in range(1, 999)) if sum([100.0 * d] * 3) / 3 < 100.0 * d)
     layer = SimpleNamespace(name="fc1.weight", density=density)
-    assert "<svg" in density_plot([[layer]] * 3)  # type: ignore[list-item]
+    assert "<svg" in analysis_plots.density_plot([[layer]] * 3)  # type: ignore[list-item]

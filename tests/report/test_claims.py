@@ -35,6 +35,9 @@ def judged(kind: str, found: list[float] | None, margin: float = 0.0) -> Finding
         ("greater", [0.05, -0.03, 0.01], "not shown"),
         ("greater", [0.0, 0.0, 0.0], "not shown"),
         ("greater", [0.5], "not shown"),  # one seed shows nothing
+        ("greater", [0.5, 0.5], "not shown"),  # and neither do two, which may be equal by chance
+        ("greater", [-0.5, -0.5], "not shown"),
+        ("not worse", [0.5, 0.5], "not shown"),
         ("greater", [], "not shown"),
         ("greater", None, "not shown"),
         ("not worse", [0.0, 0.001, -0.001], "holds"),

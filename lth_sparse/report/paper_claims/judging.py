@@ -8,8 +8,10 @@ freedom:
     not worse    holds if m - t s > -margin; contradicted if m + t s < -margin
     equal        holds if every difference is within the margin; contradicted otherwise
 
-and everything in between is "not shown": too few seeds, too easy data, too short training. The margin of an accuracy is
-one standard error of a share of the test images, below which a difference means nothing.
+and everything in between is "not shown": too few seeds, too easy data, too short training. Of fewer than three seeds the
+spread is not known, and accuracies are whole test images: two differences are often equal by chance, which would leave
+no doubt at all. They show nothing but what is "equal". The margin of an accuracy is one standard error of a share of the
+test images, below which a difference means nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from lth_sparse.report.tables import Grid
 __all__ = ["Claim", "Finding", "claims_grid", "examine"]
 
 CONFIDENCE = 0.95
+LEAST_SEEDS = 3
 HOLDS, CONTRADICTED, NOT_SHOWN = "holds", "contradicted", "not shown"
 
 
@@ -80,7 +83,7 @@ def examine(claim: Claim, studies: Studies) -> Finding:
 def _outcome(claim: Claim, found: Sequence[float], mean: float, bound: float) -> str:
     if claim.kind == "equal":
         return HOLDS if all(abs(value) <= claim.margin for value in found) else CONTRADICTED
-    if len(found) < 2:
+    if len(found) < LEAST_SEEDS:
         return NOT_SHOWN
     limit = 0.0 if claim.kind == "greater" else -claim.margin
     if mean - bound > limit:
