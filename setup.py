@@ -40,7 +40,11 @@ def flags() -> tuple[list[str], list[str]]:
     """Compiler and linker flags of this platform."""
     if sys.platform == "win32":
         return ["/O2", "/openmp:experimental"], []
-    compile_flags = ["-O3", "-fvisibility=hidden", "-Wall"]
+    compile_flags = ["-fvisibility=hidden", "-Wall"]
+    # What is added here comes last on the command line, so -O3 would overrule the level of whoever asks for one.
+    asked = os.environ.get("CFLAGS", "") + " " + os.environ.get("CXXFLAGS", "")
+    if not any(flag.startswith("-O") for flag in asked.split()):
+        compile_flags.insert(0, "-O3")
     if sys.platform == "darwin":
         # Apple's clang has the OpenMP front end but ships no run-time for it: csrc/team.h has threads for that case.
         return compile_flags, []

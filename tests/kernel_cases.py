@@ -16,11 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional as F
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 from lth_sparse.kernels.launch import Device as Launch
@@ -47,6 +49,9 @@ OLDEST = Path(sys.prefix) / "oldest"
 #: Runs that tests of this session are going to ask for; all begin with the first, two at a time.
 WANTED: list[tuple[Path, bool, Path | None]] = []
 _POOL = ThreadPoolExecutor(max_workers=2)
+#: Functions called by kernels, around which the interpreter has patched `triton.language` already.
+_PATCHED: set[Any] = set()
+_EXACT: dict[str, Callable[..., Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
 
 def run_cases(cases: Path, interpreted: bool, packages: Path | None = None, skips: tuple[str, ...] = ()) -> None:
@@ -84,10 +89,36 @@ def check(found: Tensor, truth: Tensor) -> None:
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=TOLERANCE[found.dtype] * max(scale, 1.0))
 
 
+def no_overflow(self: TritonSemantic, lhs: Any, rhs: Any, operation: Callable[..., Any]) -> None:
+    """What the interpreter does only in debug mode: signed results must fit. Unsigned ones may wrap, as in C."""
+    bits = lhs.type.scalar.int_bitwidth
+    if bits < 64 and lhs.type.scalar.is_int_signed():
+        exact = _EXACT[operation.__name__](lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
+        limit = 2 ** (bits - 1)
+        assert -limit <= exact.min() and exact.max() < limit, f"int{bits} overflow in {operation.__name__}"  # noqa: PT018
+
+
 @pytest.fixture(autouse=True)
-def loaded_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 3.7, interpreted `range` over a loaded bound makes an int of a one-element array, which numpy gave up."""
-    if not INTERPRETED or tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):
+def patched_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter, mended where it is old and quicker everywhere.
+
+    Before 3.7, interpreted `range` over a loaded bound makes an int of a one-element array, which numpy gave up. Every
+    call of a function inside a kernel patches all of `triton.language` once more, and every sum of integers is computed
+    again by kernel code to see whether it overflows, which is then not looked at: together three quarters of the time.
+    """
+    if not INTERPRETED:
+        return
+    call = interpreter.InterpretedFunction.__call__
+
+    def quick(self: Any, *args: Any, **names: Any) -> Any:
+        if self.fn in _PATCHED:
+            return self.rewrite()(*args, **names)
+        _PATCHED.add(self.fn)
+        return call(self, *args, **names)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", quick)
+    monkeypatch.setattr(TritonSemantic, "binary_op_sanitize_overflow_impl", no_overflow)
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):
         return
     patch = interpreter._patch_lang_tensor
 

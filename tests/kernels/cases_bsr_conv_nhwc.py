@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, SMALL, check
-from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
+from kernel_cases import patched_interpreter as patched_interpreter  # every case uses this fixture
 from kernel_conv_cases import CONVOLUTIONS, MORE, Case, strided
 
 from lth_sparse.formats import BSR

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import DEVICE, INTERPRETED, SMALL
-from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
+from kernel_cases import patched_interpreter as patched_interpreter  # every case uses this fixture
 
 from lth_sparse.formats import BSR, CSR
 from lth_sparse.kernels import launch

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import ACTIVATED, DEVICE, DTYPES, INTERPRETED, SMALL, check
-from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
+from kernel_cases import patched_interpreter as patched_interpreter  # every case uses this fixture
 from torch import Tensor
 
 from lth_sparse.formats import CSR

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_cases import DEVICE, INTERPRETED, SMALL
-from kernel_cases import loaded_bounds as loaded_bounds  # every case uses this fixture
+from kernel_cases import patched_interpreter as patched_interpreter  # every case uses this fixture
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
