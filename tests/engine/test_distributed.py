@@ -27,13 +27,13 @@ from lth_sparse.errors import ArgumentTypeError, RunError
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL, gloo over the loopback interface")
 
 SECONDS = 240
+#: Rather than ask the network for this machine's own name.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 
 def start(out: Path, task: str) -> list[tuple[int, str]]:
     """Run both ranks to their end: their exit codes and what they said."""
-    environment = dict(os.environ)
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # rather than ask the network for this machine's own name
+    environment = {**os.environ, **LOOPBACK}
     ranks = []
     for rank in range(parallel_search.RANKS):
         words = [sys.executable, parallel_search.__file__, str(rank), str(out / f"store_{task}"), str(out), task]
@@ -106,6 +106,25 @@ def test_two_ranks_find_the_ticket_at_every_density(out: Path, rate: float) -> N
     assert found.masks.equals(ticket.masks)
     torch.testing.assert_close(found.initial, ticket.initial, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(found.trained, ticket.trained, rtol=1e-9, atol=1e-11)
+
+
+def test_a_search_under_torchrun_that_is_killed_ends_with_the_same_tickets(out: Path, tmp_path: Path) -> None:
+    """Byte for byte those of two ranks that were started by hand and left alone."""
+    script = Path(parallel_search.__file__).with_name("torchrun_search.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(parallel_search.RANKS)]
+    where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    for task, code in (("die", 1), ("resume", 0)):
+        words = [*launcher, *where, "--monitor-interval", "0.2", script, tmp_path, task]
+        run = subprocess.run(words, env={**os.environ, **LOOPBACK}, capture_output=True, text=True, timeout=SECONDS)
+        assert run.returncode == code, run.stdout + run.stderr
+        assert (tmp_path / "run" / "level_02.safetensors").exists() == (task == "resume")
+    names = {path.name for path in (out / "whole").glob("*.safetensors")}
+    assert len(names) == 7
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (out / "whole" / name).read_bytes(), name
+    trained = [(tmp_path / f"trained_{rank}").read_text() for rank in range(parallel_search.RANKS)]
+    assert trained[0] == trained[1]
+    assert "index=0" not in trained[0], "level 0, which was finished, is not trained again"
 
 
 @pytest.fixture
