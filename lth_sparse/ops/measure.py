@@ -8,6 +8,7 @@ clocks: processors' for the CPU, events on the device for a GPU.
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -180,23 +181,30 @@ def interleave(
     least: int = ROUNDS,
     patience: int = PATIENCE,
     spaced: bool = True,
+    untimed: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of one call, per candidate as many as there were rounds.
+    """Seconds of one call, per candidate as many as there were rounds; sample i of all is from round i.
 
     Runs until each had ``budget`` seconds and ``least`` rounds, and on, up to ``patience`` times that, while two of
-    the ``rivals`` cannot be told apart. ``spaced``: disturb the caches before short calls.
+    the ``rivals`` cannot be told apart. Every round has an order of its own: what runs behind a candidate that fills the
+    caches looks slower than the same behind a small one, and would in every round. ``spaced``: disturb the caches
+    before short calls. ``untimed``: calls before each that is timed.
     """
     timer = timer_for(device, spaced)
     for name, run in runs.items():
         timer.warm(name, run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.disable()
     try:
         begin, rounds = time.perf_counter(), 0
         while True:
-            for name, run in runs.items():
-                seconds[name].append(timer.sample(name, run))
+            shuffle(order)
+            for name in order:
+                for _ in range(untimed):
+                    runs[name]()
+                seconds[name].append(timer.sample(name, runs[name]))
             rounds += 1
             spent = (time.perf_counter() - begin) / len(runs)
             if rounds < least or spent < budget:

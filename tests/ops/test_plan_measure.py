@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import pytest
 import torch
 
@@ -103,6 +106,21 @@ def test_what_disturbs_the_caches_is_not_timed(spaced: bool, monkeypatch: pytest
     set_clock(monkeypatch, clock)
     seconds = interleave({"a": clock.run(1e-6)}, CPU, budget=0.0, least=2, spaced=spaced)["a"]
     assert seconds == pytest.approx([1e-6, 1e-6])
+
+
+def test_every_candidate_runs_behind_every_other() -> None:
+    """And behind itself where untimed calls are asked for."""
+    called: list[str] = []
+    runs = {name: functools.partial(called.append, name) for name in "abcd"}
+    samples = interleave(runs, CPU, budget=0.0, least=40, spaced=False)
+    assert [len(samples[name]) for name in runs] == [40] * 4
+    rounds = called[-160:]
+    assert all(sorted(rounds[i : i + 4]) == list("abcd") for i in range(0, 160, 4))
+    before = {pair for i in range(0, 160, 4) for pair in itertools.pairwise(rounds[i : i + 4])}
+    assert len(before) == 12
+    called.clear()
+    interleave(runs, CPU, budget=0.0, least=5, spaced=False, untimed=2)
+    assert [len(list(group)) for _, group in itertools.groupby(called[-60:])].count(3) >= 12
 
 
 def test_timings_survive_a_file() -> None:
