@@ -186,9 +186,9 @@ def interleave(
     """Seconds of one call, per candidate as many as there were rounds; sample i of all is from round i.
 
     Runs until each had ``budget`` seconds and ``least`` rounds, and on, up to ``patience`` times that, while two of
-    the ``rivals`` cannot be told apart. Every round has an order of its own: what runs behind a candidate that fills the
-    caches looks slower than the same behind a small one, and would in every round. ``spaced``: disturb the caches
-    before short calls. ``untimed``: calls before each that is timed.
+    the ``rivals`` cannot be told apart. Every round has an order of its own: what runs behind a candidate that fills
+    the caches looks slower than the same behind a small one. ``spaced``: disturb the caches before short calls.
+    ``untimed``: calls before each that is timed.
     """
     timer = timer_for(device, spaced)
     for name, run in runs.items():

@@ -8,10 +8,10 @@ freedom:
     not worse    holds if m - t s > -margin; contradicted if m + t s < -margin
     equal        holds if every difference is within the margin; contradicted otherwise
 
-and everything in between is "not shown": too few seeds, too easy data, too short training. Of fewer than three seeds the
-spread is not known, and accuracies are whole test images: two differences are often equal by chance, which would leave
-no doubt at all. They show nothing but what is "equal". The margin of an accuracy is one standard error of a share of the
-test images, below which a difference means nothing.
+and everything in between is "not shown": too few seeds, too easy data, too short training. Of fewer than three seeds
+the spread is not known, and accuracies are whole test images: two differences are often equal by chance, which would
+leave no doubt at all. They show nothing but what is "equal". The margin of an accuracy is one standard error of a share
+of the test images, below which a difference means nothing.
 """
 
 from __future__ import annotations
