@@ -6,8 +6,8 @@
 For each seed: the search for an unstructured ticket with at most 5% of the weights; the same search with 4x1 vectors,
 and with 16x16 blocks, pruned as a whole (block-aware pruning is a method too, which only a search can carry out); then
 every method on the unstructured ticket, retrained from theta_0 and timed against dense torch and against CSR. What is
-on disk is not done again. Last it says whether a conversion trains faster than CSR in every seed, by more than the 2% that
-are a tie, at a mean loss of at most half a point, and if none does, what stands against it.
+on disk is not done again. Last it says whether a conversion trains faster than CSR in every seed, by more than the 2%
+that are a tie, at a mean loss of at most half a point, and if none does, what stands against it.
 """
 
 from __future__ import annotations
