@@ -38,10 +38,10 @@ from .machine import about
 
 #: Searches whose tickets are compared: what the ledger calls them, and their granularity.
 AWARE = {"IMP vector:4x1": "vector:4x1", "IMP block:16x16": "block:16x16"}
-#: Budgets of ten (LeNet) and twenty minutes (the others) on two cores, where the command line says nothing else.
+#: Budgets of ten minutes (LeNet) and half an hour for each seed (Conv-6), where the command line says nothing else.
 USUAL: dict[str, dict[str, int]] = {
     "lenet": {"seeds": 3, "threads": 1, "prunings": 1},
-    **{name: {"seeds": 2, "threads": 2, "prunings": 2, "iterations": 200} for name in ("conv2", "conv4", "conv6")},
+    **{name: {"seeds": 2, "threads": 2, "prunings": 2, "iterations": 400} for name in ("conv2", "conv4", "conv6")},
 }
 NUMBERS = ("seeds", "iterations", "threads", "prunings")
 #: The share of the weights that is left at most, and the points of accuracy that a conversion may lose.
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("network", choices=sorted(USUAL))
     parser.add_argument("--output", type=Path, required=True, help="directory of the searches and ledgers")
     parser.add_argument("--seeds", type=int, help="3 for lenet, else 2")
-    parser.add_argument("--iterations", type=int, help="of each training; the quick preset's for lenet, else 200")
+    parser.add_argument("--iterations", type=int, help="of each training; the quick preset's for lenet, else 400")
     parser.add_argument("--threads", type=int, help="1 for lenet, else 2")
     parser.add_argument("--methods", help="with commas; the standard ones by default")
     parser.add_argument(
