@@ -160,7 +160,8 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     A step is therefore half as deep, and a large tile is spread over eight warps. It has its full width only on devices
     with room for it, or that take operands from shared memory: others would spill. Where columns are runs of channels,
     a run shares an address and a mask, and a step has its full depth; but not where channels are scattered and every
-    column has an address of its own, in large tiles and in weight gradients. Input gradients are narrower there.
+    column has an address of its own, in large tiles, wide blocks and weight gradients. Input gradients are narrower
+    there.
     """
     size, runs = DTYPES[problem.dtype], problem.product in NHWC_PRODUCTS
     side, _ = problem.sides
@@ -170,7 +171,9 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     narrow = problem.scattered and problem.product == NHWC_PRODUCTS[1]
     block_n = min(side, (256 if roomy and not narrow else 128) // size)
     large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
-    shallow = problem.scattered and not roomy and (large or not gathers)
+    # A full step would be one block, with a mask for every channel.
+    wide = problem.product == NHWC_PRODUCTS[0] and size == 2 and problem.sides[1] >= 128
+    shallow = problem.scattered and not roomy and (large or wide or not gathers)
     shallow = shallow or (narrow and not device.hip and problem.sides[1] < 128 // size)
     # Steps over several blocks, each with a tap of its own, leave no registers for three TF32 products twice as deep.
     crowded = runs and not roomy and size == 4 and problem.sides[1] < 256 // size
