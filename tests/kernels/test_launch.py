@@ -250,7 +250,9 @@ def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -
         launch.heuristic(H100, several).block_k
         == launch.heuristic(H100, replace(several, scattered=False)).block_k // 2
     )
-    small = replace(forward, tokens=16)
+    few = replace(forward, tokens=16)
+    assert launch.heuristic(A100, replace(few, scattered=True)).block_k == launch.heuristic(A100, few).block_k // 2
+    small = replace(few, block=(64, 64))
     assert launch.heuristic(A100, replace(small, scattered=True)) == launch.heuristic(A100, small)
     assert replace(forward, scattered=True).key.startswith("conv_nhwc_forward+scattered/")
 
