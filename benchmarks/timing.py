@@ -7,11 +7,13 @@ round is far steadier than either time.
 
 from __future__ import annotations
 
-import gc
-import random
+import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
+
+from lth_sparse.ops.timers import turns
 
 WARM_UP_ROUNDS = 2
 LEAST_ROUNDS = 7
@@ -32,28 +34,21 @@ def interleave(
     Runs until `seconds` for each candidate have passed, but `least_rounds` at least. Before each timed call go so many
     `untimed` ones of the same candidate: with none, its data is in whatever cache the other candidates left it.
     """
-    order, shuffle = list(candidates), random.Random(0).shuffle
     for _ in range(warm_up_rounds):
-        for name in order:
-            candidates[name]()
+        for run in candidates.values():
+            run()
     samples: dict[Key, list[float]] = {name: [] for name in candidates}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        end = time.perf_counter() + seconds * len(order)
-        for done in range(MOST_ROUNDS):
+    end = time.perf_counter() + seconds * len(candidates)
+    with closing(turns(candidates)) as rounds:
+        for done, order in enumerate(itertools.islice(rounds, MOST_ROUNDS)):
             if done >= least_rounds and time.perf_counter() > end:
                 break
-            shuffle(order)
             for name in order:
                 for _ in range(untimed):
                     candidates[name]()
                 start = time.perf_counter()
                 candidates[name]()
                 samples[name].append(time.perf_counter() - start)
-    finally:
-        if collecting:
-            gc.enable()
     return samples
 
 

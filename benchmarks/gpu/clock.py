@@ -9,13 +9,14 @@ middle) runs eagerly between the same events. Candidates take turns within a rou
 from __future__ import annotations
 
 import contextlib
-import gc
-import random
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
+
+from lth_sparse.ops import timers
 
 __all__ = ["CaptureError", "Clock", "DeviceClock", "HostClock", "clock_for"]
 
@@ -161,19 +162,12 @@ def waits(call: Call) -> bool:
 
 def turns(runs: Mapping[str, Call], seconds: float) -> Iterator[list[str]]:
     """The order of each round: ``LEAST`` rounds, and on to ``MOST`` while there is time. No garbage is collected."""
-    order, shuffle = list(runs), random.Random(0).shuffle
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        end = time.perf_counter() + seconds
-        for done in range(MOST if order else 0):
+    end = time.perf_counter() + seconds
+    with contextlib.closing(timers.turns(runs)) as rounds:
+        for done, order in enumerate(itertools.islice(rounds, MOST if runs else 0)):
             if done >= LEAST and done % BATCH == 0 and time.perf_counter() > end:
                 return
-            shuffle(order)
             yield order
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def first_line(error: BaseException) -> str:

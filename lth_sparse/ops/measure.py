@@ -7,11 +7,10 @@ clocks: processors' for the CPU, events on the device for a GPU.
 
 from __future__ import annotations
 
-import gc
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from lth_sparse.formats import Layout
 from lth_sparse.ops import functional
-from lth_sparse.ops.timers import timer_for
+from lth_sparse.ops.timers import timer_for, turns
 
 __all__ = ["BUDGET", "MASKED", "PASSES", "TORCH", "Timing", "dense_call", "interleave", "measure"]
 
@@ -186,34 +185,26 @@ def interleave(
     """Seconds of one call, per candidate as many as there were rounds; sample i of all is from round i.
 
     Runs until each had ``budget`` seconds and ``least`` rounds, and on, up to ``patience`` times that, while two of
-    the ``rivals`` cannot be told apart. Every round has an order of its own: what runs behind a candidate that fills
-    the caches looks slower than the same behind a small one. ``spaced``: disturb the caches before short calls.
-    ``untimed``: calls before each that is timed.
+    the ``rivals`` cannot be told apart. Every round has an order of its own, see :func:`lth_sparse.ops.timers.turns`.
+    ``spaced``: disturb the caches before short calls. ``untimed``: calls before each that is timed.
     """
     timer = timer_for(device, spaced)
     for name, run in runs.items():
         timer.warm(name, run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    order, shuffle = list(runs), random.Random(0).shuffle
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        begin, rounds = time.perf_counter(), 0
-        while True:
-            shuffle(order)
+    begin = time.perf_counter()
+    with closing(turns(runs)) as rounds:
+        for done, order in enumerate(rounds, 1):
             for name in order:
                 for _ in range(untimed):
                     runs[name]()
                 seconds[name].append(timer.sample(name, runs[name]))
-            rounds += 1
             spent = (time.perf_counter() - begin) / len(runs)
-            if rounds < least or spent < budget:
+            if done < least or spent < budget:
                 continue
             if spent >= patience * budget or _told_apart([seconds[name] for name in rivals]):
-                return seconds
-    finally:
-        if collecting:
-            gc.enable()
+                break
+    return seconds
 
 
 def _standard_error(values: Sequence[float]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import itertools
 
 import pytest
@@ -121,6 +123,25 @@ def test_every_candidate_runs_behind_every_other() -> None:
     called.clear()
     interleave(runs, CPU, budget=0.0, least=5, spaced=False, untimed=2)
     assert [len(list(group)) for _, group in itertools.groupby(called[-60:])].count(3) >= 12
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_again_however_the_rounds_end(collecting: bool) -> None:
+    def fails() -> None:
+        with contextlib.closing(timers.turns("ab")) as rounds:
+            for _ in rounds:
+                assert not gc.isenabled()
+                raise KeyError("of the candidate")
+
+    try:
+        (gc.enable if collecting else gc.disable)()
+        interleave({"a": lambda: None}, CPU, budget=0.0, least=2)
+        assert gc.isenabled() == collecting
+        with pytest.raises(KeyError):
+            fails()
+        assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 def test_timings_survive_a_file() -> None:
