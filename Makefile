@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 BENCH_ARGS ?=
 GATE_ARGS ?=
+TRITON ?=
 GPU_OUT ?= runs/gpu
 GPU_MINUTES ?= 9
 GPU_PYTHON ?= $(BIN)/python
@@ -18,12 +19,17 @@ GPU_PYTHON ?= $(BIN)/python
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements.stamp
 PACKAGE := $(VENV)/.package.stamp
-OLDEST := $(VENV)/.oldest.stamp
+TRITONS := $(VENV)/.oldest.stamp $(VENV)/.newest.stamp
 COMPILER = $(firstword $(CXX))
 JOBS = $(shell getconf _NPROCESSORS_ONLN)
 NATIVE = $(MAKE) --no-print-directory -C tests/native
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1
 SANITIZED := $(CURDIR)/build/sanitize-python
+# TRITON=3.6.0: another version than the pinned one, in a folder of its own that comes first.
+OTHER_TRITON := $(if $(TRITON),$(abspath $(VENV))/triton-$(TRITON))
+ifneq ($(OTHER_TRITON),)
+export PYTHONPATH := $(OTHER_TRITON)
+endif
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -41,7 +47,7 @@ ticket: $(PACKAGE) ## find a winning ticket in LeNet-300-100 (under 5 minutes on
 	$(BIN)/lth-sparse find lenet --quick --output $(RUN)
 
 # File by file, so that what the tests of a file share is made once. WORKERS=0 runs everything in one process.
-test: $(PACKAGE) $(OLDEST) ## run the tests, on all cores (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on)
+test: $(PACKAGE) $(TRITONS) $(OTHER_TRITON) ## run the tests, on all cores (PYTEST_ARGS="-m 'not slow' -x" and the like are passed on; TRITON=3.6.0 takes that Triton)
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(REQUIREMENTS) ## ruff: rules and formatting, changing nothing
@@ -84,7 +90,7 @@ bench: $(PACKAGE) ## time the layers against dense torch (BENCH_ARGS="--csv benc
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(PACKAGE)) ## on a machine with an NVIDIA GPU: the tests that need one, the benchmarks, plots (GPU_OUT=folder)
 	$(GPU_PYTHON) -m lth_sparse.benchmarks.gpu.session --out $(GPU_OUT) --minutes $(GPU_MINUTES) -- $(PYTEST_ARGS)
 
-gpu-compile: $(PACKAGE) ## without a GPU: compile the Triton kernels for several, print registers, memory (GATE_ARGS=--help)
+gpu-compile: $(PACKAGE) $(OTHER_TRITON) ## without a GPU: compile the Triton kernels for several, print registers, memory (GATE_ARGS=--help; TRITON=3.6.0)
 	$(BIN)/python tests/kernel_gate_run.py $(GATE_ARGS)
 
 clean: ## remove what was built and cached; .venv and runs/ stay
@@ -104,10 +110,15 @@ $(REQUIREMENTS): requirements.txt
 	@$(PIP) install --requirement requirements.txt
 	@touch $@
 
-$(OLDEST): $(REQUIREMENTS) requirements-oldest.txt
-	@rm -rf $(VENV)/oldest
-	@$(PIP) install --quiet --no-deps --target $(VENV)/oldest --requirement requirements-oldest.txt
+$(TRITONS): $(VENV)/.%.stamp: $(REQUIREMENTS) requirements-%.txt
+	@rm -rf $(VENV)/$*
+	@$(PIP) install --quiet --no-deps --target $(VENV)/$* --requirement requirements-$*.txt
 	@touch $@
+
+$(abspath $(VENV))/triton-%: | $(REQUIREMENTS)
+	@rm -rf $@.part
+	@PYTHONPATH= $(PIP) install --quiet --no-deps --target $@.part triton==$*
+	@mv $@.part $@
 
 $(PACKAGE): $(REQUIREMENTS) pyproject.toml setup.py lth_sparse/_version.py $(wildcard csrc/*) $(if $(wildcard lth_sparse/_C*.so),,FORCE)
 	@command -v $(COMPILER) >/dev/null || { echo "lth_sparse: no C++ compiler '$(COMPILER)' (Debian: apt install g++; or name yours with make CXX=clang++ ...)" >&2; exit 1; }

@@ -171,9 +171,14 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     narrow = problem.scattered and problem.product == NHWC_PRODUCTS[1]
     block_n = min(side, (256 if roomy and not narrow else 128) // size)
     large = problem.product == NHWC_PRODUCTS[0] and block_m * block_n * size >= 128 * 64 * 2
+    # Of the widest tiles that gather element by element, half the rows: before Triton 3.7 registers would not do.
+    apart = problem.scattered if runs else gathers
+    if roomy and size == 2 and gathers and apart and block_n >= (64 if runs else 128):
+        block_m = min(block_m, 64)
     # A full step would be one block, with a mask for every channel.
     wide = problem.product == NHWC_PRODUCTS[0] and size == 2 and problem.sides[1] >= 128
-    shallow = problem.scattered and not roomy and (large or wide or not gathers)
+    shallow = problem.scattered and not roomy and (large or wide or (narrow and block_m >= 64))
+    shallow = shallow or (problem.scattered and not device.hip and not gathers)
     shallow = shallow or (narrow and not device.hip and problem.sides[1] < 128 // size)
     # Steps over several blocks, each with a tap of its own, leave no registers for three TF32 products twice as deep.
     crowded = runs and not roomy and size == 4 and problem.sides[1] < 256 // size

@@ -13,7 +13,13 @@ import torch
 
 #: What takes longest in one piece. Where workers share the tests, file by file, these come first: begun last, they
 #: would be all that is left to do, on one core.
-LONGEST = ("test_packaging.py", "kernels/test_oldest_triton.py", "kernels/test_compile.py", "csrc/test_native.py")
+LONGEST = (
+    "test_packaging.py",
+    "kernels/test_oldest_triton.py",
+    "kernels/test_newest_triton.py",
+    "kernels/test_compile.py",
+    "csrc/test_native.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

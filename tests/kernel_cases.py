@@ -11,6 +11,7 @@ import functools
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+from packaging.requirements import Requirement
 from torch import Tensor
 from torch.nn import functional as F
 from triton.language.semantic import TritonSemantic
@@ -42,9 +44,10 @@ ACTIVATED: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
-#: Where `make test` puts the oldest supported Triton: outside of what Python finds by itself.
-OLDEST = Path(sys.prefix) / "oldest"
-
+#: Where `make test` puts the oldest and the newest supported Triton: outside of what Python finds by itself.
+OLDEST, NEWEST = Path(sys.prefix) / "oldest", Path(sys.prefix) / "newest"
+#: Whether the newest stands in for the installed one: not in a process that was given a Triton of its own.
+BY_NEWEST = NEWEST.is_dir() and Path(sysconfig.get_path("purelib")) in Path(triton.__file__).parents
 
 #: Runs that tests of this session are going to ask for; all begin with the first, two at a time.
 WANTED: list[tuple[Path, bool, Path | None]] = []
@@ -57,8 +60,10 @@ _EXACT: dict[str, Callable[..., Any]] = {"add": np.add, "sub": np.subtract, "mul
 def run_cases(cases: Path, interpreted: bool, packages: Path | None = None, skips: tuple[str, ...] = ()) -> None:
     """Run a file of cases in a process of its own; they all pass, and none is skipped but for reasons in ``skips``.
 
-    ``packages``: a folder whose packages come before those that are installed.
+    ``packages``: a folder whose packages come before those that are installed; by default, interpreted cases take the
+    newest Triton where it is at hand.
     """
+    packages = packages or (NEWEST if interpreted and BY_NEWEST else None)
     for run in WANTED:
         _begun(*run)
     result = _begun(cases, interpreted, packages).result()
@@ -80,6 +85,21 @@ def _run(cases: Path, interpreted: bool, packages: Path | None) -> subprocess.Co
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
     root = Path(__file__).resolve().parents[1]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1200)
+
+
+def pinned(which: str) -> str:
+    """The version of Triton in requirements-oldest.txt or requirements-newest.txt that is for this Python."""
+    lines = (Path(__file__).resolve().parents[1] / f"requirements-{which}.txt").read_text().splitlines()
+    asked = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    (version,) = [str(one.specifier) for one in asked if one.marker is None or one.marker.evaluate()]
+    return version.removeprefix("==")
+
+
+def version_in(packages: Path) -> str:
+    """The version of the Triton that a process finds which is given a folder of packages."""
+    command = [sys.executable, "-c", "import triton; print(triton.__version__)"]
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def check(found: Tensor, truth: Tensor) -> None:
@@ -105,6 +125,7 @@ def patched_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     Before 3.7, interpreted `range` over a loaded bound makes an int of a one-element array, which numpy gave up. Every
     call of a function inside a kernel patches all of `triton.language` once more, and every sum of integers is computed
     again by kernel code to see whether it overflows, which is then not looked at: together three quarters of the time.
+    A comparison of two numbers is made a block of the numbers' type, which 3.9 does not take for a mask.
     """
     if not INTERPRETED:
         return
@@ -118,6 +139,14 @@ def patched_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", quick)
     monkeypatch.setattr(TritonSemantic, "binary_op_sanitize_overflow_impl", no_overflow)
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def spread(self: Any, kind: Any, value: Any) -> Any:
+        block = splat(self, kind, value)
+        block.data = block.data.astype(value.data.dtype, copy=False)
+        return block
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_splat", spread)
     if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7):
         return
     patch = interpreter._patch_lang_tensor

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from kernel_gate_conv import RAGGED, UNIT_STRIDES, conv_arguments
-from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of
+from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of, spilled
 from kernel_gate_linear import EXTENTS, SHORT, arguments, combining, reducing, takes_tma
 from triton.compiler import ASTSource
 
@@ -111,7 +111,7 @@ class Small:
 def compile_small(name: str, kind: str, dtype: str) -> Small:
     """Compile one of ``SMALL_KERNELS`` for one device."""
     source = ASTSource(*SMALL_KERNELS[kind](dtype))
-    return Small(name, kind, dtype, facts_of(name, source, {"num_warps": 4}))
+    return Small(name, kind, dtype, facts_of(name, source, {"num_warps": 4, "enable_fp_fusion": True}))
 
 
 def folding(dtype: str, memory: str) -> tuple[Any, dict[str, str], dict[str, Any]]:
@@ -139,9 +139,7 @@ SMALL_KERNELS = {
 def faults(one: Compiled) -> list[str]:
     """The rules that a shipped configuration keeps; empty when it keeps all."""
     (target, device), facts = DEVICES[one.device], one.facts
-    found = []
-    if facts.spills:
-        found.append(f"{facts.spills} bytes of spilled registers")
+    found = spilled(facts, device, one.tile.num_warps)
     if facts.registers > (REGISTERS if not device.hip else 512):
         found.append(f"{facts.registers} registers")
     if facts.shared > device.shared:

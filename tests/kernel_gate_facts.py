@@ -31,6 +31,8 @@ DEVICES: dict[str, tuple[GPUTarget, Device]] = {
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     del DEVICES["gfx942"]  # linked by ROCm's own linker, which older wheels do not bring
 REGISTERS = 255
+#: Bytes that ptxas may keep on the stack by choice, see :func:`spilled`.
+CHOSEN = 40
 LOADS = {
     "cuda": r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfus](\d+)\b",
     "hip": r"(?:global|buffer)_load_(ubyte|ushort|short_d16\w*|dwordx[234]|dword)\b",
@@ -43,7 +45,7 @@ class Facts:
     """What one kernel became.
 
     Attributes:
-        registers, spills: registers of a thread and bytes of its stack (bytes of scratch on gfx942).
+        registers, spills: registers of a thread and bytes of its stack, if any is used (bytes of scratch on gfx942).
         shared: bytes of shared memory of a program.
         mma: the matrix instructions in it, most frequent first.
         copies: bytes of each asynchronous copy in it; empty where loads go through registers.
@@ -81,6 +83,18 @@ def facts_of(name: str, source: ASTSource, options: dict[str, Any]) -> Facts:
     return KNOWN[key]
 
 
+def spilled(facts: Facts, device: Device, warps: int) -> list[str]:
+    """The rule about spills: none where a thread has all the registers it may have, hardly any elsewhere.
+
+    ptxas at times keeps a few words on the stack to stay at 80 or 128 registers, with which one more program fits a
+    multiprocessor. That is its judgement and no lack of registers.
+    """
+    most = min(REGISTERS, 65536 // (32 * warps))
+    if not facts.spills or (not device.hip and facts.registers < most and facts.spills <= CHOSEN):
+        return []
+    return [f"{facts.spills} bytes of spilled registers"]
+
+
 def _compiled(name: str, source: ASTSource, options: dict[str, Any]) -> Facts:
     target, device = DEVICES[name]
     built = triton.compile(source, target=target, options=options)
@@ -114,15 +128,24 @@ def resources(built: Any, device: Device) -> tuple[int, int]:
 
 
 def disassemble(cubin: bytes) -> tuple[int, int]:
-    """(registers, bytes of stack and local memory) of the one kernel of a cubin."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """(registers, bytes of stack and local memory) of the one kernel of a cubin.
+
+    A stack that no instruction stores to or loads from, which ptxas reserves now and then, counts as none.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    if found is None:
-        raise ValueError(f"cuobjdump: expected a line of resource usage, got {text!r}")
-    return int(found[1]), int(found[2]) + int(found[3])
+        text = _dumped("--dump-resource-usage", file.name)
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+        if found is None:
+            raise ValueError(f"cuobjdump: expected a line of resource usage, got {text!r}")
+        spills = int(found[2]) + int(found[3])
+        if spills and not re.search(r"\b(?:STL|LDL)\b", _dumped("--dump-sass", file.name)):
+            spills = 0
+    return int(found[1]), spills
+
+
+def _dumped(what: str, path: str) -> str:
+    """What cuobjdump prints."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, what, path], capture_output=True, text=True, check=True).stdout

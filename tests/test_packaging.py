@@ -140,6 +140,7 @@ def test_sdist_holds_all_that_builds_tests_and_explains_the_package(sdist: Path,
         "pyproject.toml",
         "setup.py",
         "requirements.txt",
+        "requirements-newest.txt",
         "requirements-oldest.txt",
     }
     assert wanted - held == set()

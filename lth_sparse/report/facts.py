@@ -28,6 +28,8 @@ VARIABLES = (
 
 def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
     """Package -> version, of `more` too, "not installed" where absent, lth_sparse and Python first."""
+    import torch
+
     from lth_sparse._version import __version__
 
     found = {"lth_sparse": __version__, "python": platform.python_version()}
@@ -36,7 +38,7 @@ def versions(more: tuple[str, ...] = ()) -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | {"torch": torch.__version__}  # which build it is as well
 
 
 def machine() -> dict[str, str]:

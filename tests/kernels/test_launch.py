@@ -236,15 +236,20 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, entry: object, said: s
         launch.read_table("x", tmp_path)
 
 
-def test_steps_over_scattered_channels_are_shallow_where_registers_are_short() -> None:
+def test_tiles_over_scattered_channels_are_smaller_where_registers_are_short() -> None:
     forward, by_input, by_weight = (Problem(name, "float16", (128, 128), 4096) for name in launch.NHWC_PRODUCTS)
     assert launch.heuristic(H100, by_input).block_n == 128
     assert launch.heuristic(H100, replace(by_input, scattered=True)).block_n == 64
-    for problem in (forward, by_weight):
+    for problem in (forward, by_input, by_weight):
         deep = launch.heuristic(A100, problem)
         assert launch.heuristic(A100, replace(problem, scattered=True)).block_k == deep.block_k // 2
-        assert launch.heuristic(H100, replace(problem, scattered=True)) == launch.heuristic(H100, problem)
-    assert launch.heuristic(A100, replace(by_input, scattered=True)) == launch.heuristic(A100, by_input)
+    deep, tall = launch.heuristic(H100, by_weight), launch.heuristic(H100, forward)
+    assert launch.heuristic(H100, replace(by_weight, scattered=True)).block_k == deep.block_k // 2
+    assert launch.heuristic(H100, replace(forward, scattered=True)) == replace(tall, block_m=tall.block_m // 2)
+    assert launch.heuristic(H100, Problem("conv_forward", "float16", (128, 128), 4096)).block_m == 64
+    assert launch.heuristic(H100, Problem("conv_forward", "float16", (64, 64), 4096)).block_m == 128
+    one = replace(by_input, tokens=1)
+    assert launch.heuristic(A100, replace(one, scattered=True)) == launch.heuristic(A100, one)
     several = replace(by_input, block=(16, 64), scattered=True)
     assert (
         launch.heuristic(H100, several).block_k

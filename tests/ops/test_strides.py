@@ -101,6 +101,7 @@ class Seen(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.11, of any use of it
 @pytest.mark.usefixtures("seed")
 def test_whoever_watches_operators_still_sees_them() -> None:
     layout = CSR.from_mask(torch.rand(6, 5) < 0.5)
