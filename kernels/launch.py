@@ -148,7 +148,9 @@ def heuristic(device: Device, problem: Problem) -> Tile:
     warps = 8 if block_m * block_n * size > 128 * 64 * 2 else 4
     bytes_of_step = (block_m + block_n) * block_k * size
     room = device.shared - 32 * block_k  # the indices of all stages have their own
-    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, room // bytes_of_step))
+    # Float32 is rearranged in registers, and then 3.8 reads it no stage earlier: every stage is a buffer.
+    held = room // bytes_of_step - (1 if size == 4 and not takes_shared(device, block_m) else 0)
+    buffers = max(2, min(4 if block_m <= 32 or not gathers else 3, held))
     tma = problem.tma and gathers and device.arch // 10 == 9 and not device.hip and problem.sides[1] % block_k == 0
     tile = Tile(block_m, block_n, block_k, warps, 2, precision_of(device, problem), tma)
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
@@ -191,6 +193,11 @@ def conv_heuristic(device: Device, problem: Problem) -> Tile:
     return replace(tile, num_stages=stages_for(device, tile, buffers, gathers=gathers))
 
 
+def takes_shared(device: Device, block_m: int) -> bool:
+    """Whether the matrix instructions read their operands from shared memory: ``wgmma``, of 64 rows."""
+    return device.arch // 10 == 9 and block_m >= 64 and not device.hip
+
+
 def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> int:
     """``num_stages`` that makes Triton keep ``buffers`` copies of the operands in shared memory.
 
@@ -200,7 +207,7 @@ def stages_for(device: Device, tile: Tile, buffers: int, *, gathers: bool) -> in
     """
     if device.hip:
         return 2
-    held = buffers if device.arch // 10 == 9 and tile.block_m >= 64 else buffers + 1
+    held = buffers if takes_shared(device, tile.block_m) else buffers + 1
     return 2 * held if gathers else held
 
 

@@ -268,3 +268,14 @@ def test_few_pixels_have_deep_steps_but_for_float32_over_several_blocks() -> Non
 
     assert (depth("float16", 16), depth("float16", 128)) == (128, 128)
     assert (depth("float32", 16), depth("float32", 64)) == (32, 64)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 4096])
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
+@pytest.mark.parametrize("product", launch.PRODUCTS)
+def test_float32_fits_where_a_triton_keeps_every_stage_as_a_buffer(product: str, side: int, tokens: int) -> None:
+    for device in (A100, Device("sm_86", 86, 101376, 84)):
+        tile = launch.heuristic(device, Problem(product, "float32", (side, side), tokens))
+        buffers = tile.num_stages // (1 if product == "weight_gradient" else 2)
+        assert buffers * (tile.block_m + tile.block_n) * tile.block_k * 4 <= device.shared
+        assert buffers >= 3
