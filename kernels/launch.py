@@ -219,7 +219,9 @@ def beside_relu(tile: Tile, *, gathers: bool) -> Tile:
     """
     size = tile.block_m * tile.block_n
     warps = max(tile.num_warps, 8) if size >= 128 * 64 else tile.num_warps
-    halves = 2 if not gathers and size >= 128 * 32 and tile.block_k >= 64 else 1
+    deep = tile.block_k >= 64 and not gathers and size >= 128 * 32
+    # Three TF32 products beside it would not fit sm_86 where every stage is a buffer (Triton 3.8).
+    halves = 2 if deep or (gathers and size >= 128 * 64 and tile.precision == "tf32x3") else 1
     third = tile.block_m if gathers else tile.block_n
     step = tile.block_m + tile.block_n
     stages = max(halves * tile.num_stages * step // (step + third), min(tile.num_stages, 6 if gathers else 3))
