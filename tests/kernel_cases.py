@@ -46,33 +46,26 @@ ACTIVATED: dict[str, Callable[[Tensor], Tensor]] = {
 
 #: Where `make test` puts the oldest and the newest supported Triton: outside of what Python finds by itself.
 OLDEST, NEWEST = Path(sys.prefix) / "oldest", Path(sys.prefix) / "newest"
-#: Tells a process which share of its cases to run.
-SHARE = "LTH_SPARSE_TEST_SHARE"
-#: Of the cases of each test, one in so many is interpreted by the oldest as well.
-OLDEST_SHARE = 3
 #: Whether the newest stands in for the installed one: not in a process that was given a Triton of its own.
 BY_NEWEST = NEWEST.is_dir() and Path(sysconfig.get_path("purelib")) in Path(triton.__file__).parents
 
 #: Runs that tests of this session are going to ask for; all begin with the first, two at a time.
-WANTED: list[tuple[Path, bool, Path | None, int]] = []
+WANTED: list[tuple[Path, bool, Path | None]] = []
 _POOL = ThreadPoolExecutor(max_workers=2)
 #: Functions called by kernels, around which the interpreter has patched `triton.language` already.
 _PATCHED: set[Any] = set()
 _EXACT: dict[str, Callable[..., Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
 
-def run_cases(
-    cases: Path, interpreted: bool, packages: Path | None = None, skips: tuple[str, ...] = (), share: int = 1
-) -> None:
+def run_cases(cases: Path, interpreted: bool, packages: Path | None = None, skips: tuple[str, ...] = ()) -> None:
     """Run a file of cases in a process of its own; they all pass, and none is skipped but for reasons in ``skips``.
 
     ``packages``: a folder whose packages come before those that are installed; by default, interpreted cases take the
-    newest Triton where it is at hand. ``share``: of the cases of each test only the first, and one in so many others.
+    newest Triton where it is at hand.
     """
-    packages = packages or (NEWEST if interpreted and BY_NEWEST else None)
     for run in WANTED:
         _begun(*run)
-    result = _begun(cases, interpreted, packages, share).result()
+    result = _begun(cases, interpreted, packages).result()
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
     assert all(any(reason in line for reason in skips) for line in skipped), skipped
@@ -80,15 +73,13 @@ def run_cases(
 
 
 @functools.cache
-def _begun(
-    cases: Path, interpreted: bool, packages: Path | None, share: int
-) -> Future[subprocess.CompletedProcess[str]]:
-    return _POOL.submit(_run, cases, interpreted, packages, share)
+def _begun(cases: Path, interpreted: bool, packages: Path | None) -> Future[subprocess.CompletedProcess[str]]:
+    return _POOL.submit(_run, cases, interpreted, packages)
 
 
-def _run(cases: Path, interpreted: bool, packages: Path | None, share: int) -> subprocess.CompletedProcess[str]:
+def _run(cases: Path, interpreted: bool, packages: Path | None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1" if interpreted else "0"}
-    environment[SHARE] = str(share)
+    packages = packages or (NEWEST if interpreted and BY_NEWEST else None)
     if packages is not None:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from kernel_gate_conv import RAGGED, UNIT_STRIDES, conv_arguments
-from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of, spilled
+from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of
 from kernel_gate_linear import EXTENTS, SHORT, arguments, combining, reducing, takes_tma
 from triton.compiler import ASTSource
 
@@ -139,7 +139,9 @@ SMALL_KERNELS = {
 def faults(one: Compiled) -> list[str]:
     """The rules that a shipped configuration keeps; empty when it keeps all."""
     (target, device), facts = DEVICES[one.device], one.facts
-    found = spilled(facts, device, one.tile.num_warps)
+    found = []
+    if facts.spills:
+        found.append(f"{facts.spills} bytes of spilled registers")
     if facts.registers > (REGISTERS if not device.hip else 512):
         found.append(f"{facts.registers} registers")
     if facts.shared > device.shared:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of, spilled
+from kernel_gate_facts import DEVICES, REGISTERS, Facts, facts_of
 from kernel_gate_linear import SHORT
 from triton.compiler import ASTSource
 
@@ -22,8 +22,6 @@ from lth_sparse.kernels.launch import DTYPES, Problem, precision_of
 SIDE, DENSITY = 4096, 0.1
 TOKENS = (4096, 64, 16, 4, 1)
 KERNELS = ("csr_gather", "csr_gather_transposed", "csr_scatter", "bitmap", "bitmap_ragged", "csr_copy")
-#: Of the kernel that copies, which has no tile.
-COPY_WARPS = 8
 #: The most registers that leave room for sixteen warps of a program's kind on a multiprocessor of 65536.
 MOST_REGISTERS = 128
 
@@ -61,7 +59,7 @@ def compile_one(name: str, kernel: str, dtype: str, tokens: int, index: str = "i
     pointers |= dict.fromkeys(("offsets", "perm", "rank"), "i32") | {"indices": index, "words": "u32"}
     constants: dict[str, Any]
     if kernel == "csr_copy":
-        function, warps = csr_linear.copy_kernel, COPY_WARPS
+        function, warps = csr_linear.copy_kernel, 8
         constants = {"SIDE": csr_linear.COPY_SIDE, "s_r": 1, "t_c": 1}
     elif kernel == "csr_scatter":
         tile = tile or launch_csr.scatter(device, dtype, tokens, SIDE, nnz)
@@ -92,8 +90,9 @@ def compile_one(name: str, kernel: str, dtype: str, tokens: int, index: str = "i
 
 def faults(one: Compiled) -> list[str]:
     """The rules that a shipped configuration keeps; empty when it keeps all."""
-    device, facts = DEVICES[one.device][1], one.facts
-    found = spilled(facts, device, one.tile.num_warps if one.tile else COPY_WARPS)
+    device, facts, found = DEVICES[one.device][1], one.facts, list[str]()
+    if facts.spills:
+        found.append(f"{facts.spills} bytes of spilled registers")
     if facts.registers > (MOST_REGISTERS if not device.hip else 2 * REGISTERS):
         found.append(f"{facts.registers} registers")
     if facts.shared > device.shared:

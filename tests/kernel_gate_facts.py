@@ -31,8 +31,6 @@ DEVICES: dict[str, tuple[GPUTarget, Device]] = {
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
     del DEVICES["gfx942"]  # linked by ROCm's own linker, which older wheels do not bring
 REGISTERS = 255
-#: Bytes that ptxas may keep on the stack by choice, see :func:`spilled`.
-CHOSEN = 40
 LOADS = {
     "cuda": r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[bfus](\d+)\b",
     "hip": r"(?:global|buffer)_load_(ubyte|ushort|short_d16\w*|dwordx[234]|dword)\b",
@@ -81,18 +79,6 @@ def facts_of(name: str, source: ASTSource, options: dict[str, Any]) -> Facts:
     if key not in KNOWN:
         KNOWN[key] = _compiled(name, source, options)
     return KNOWN[key]
-
-
-def spilled(facts: Facts, device: Device, warps: int) -> list[str]:
-    """The rule about spills: none where a thread has all the registers it may have, hardly any elsewhere.
-
-    ptxas at times keeps a few words on the stack to stay at 80 or 128 registers, with which one more program fits a
-    multiprocessor. That is its judgement and no lack of registers.
-    """
-    most = min(REGISTERS, 65536 // (32 * warps))
-    if not facts.spills or (not device.hip and facts.registers < most and facts.spills <= CHOSEN):
-        return []
-    return [f"{facts.spills} bytes of spilled registers"]
 
 
 def _compiled(name: str, source: ASTSource, options: dict[str, Any]) -> Facts:

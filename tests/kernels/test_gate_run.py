@@ -86,40 +86,6 @@ def test_it_fails_where_a_rule_is_broken_and_names_what_breaks_it(
     assert seen[1][0] == 2
 
 
-@pytest.mark.parametrize(
-    ("device", "registers", "spills", "warps", "allowed"),
-    [
-        ("sm_90", 255, 0, 8, True),
-        ("sm_90", 255, 8, 8, False),
-        ("sm_90", 128, 40, 8, True),
-        ("sm_90", 128, 44, 8, False),
-        ("sm_90", 128, 8, 16, False),
-        ("gfx942", 128, 8, 4, False),
-    ],
-)
-def test_words_on_the_stack_are_allowed_only_where_registers_were_left(
-    device: str, registers: int, spills: int, warps: int, allowed: bool
-) -> None:
-    if device not in kernel_gate_facts.DEVICES:
-        pytest.skip(f"this Triton cannot compile for {device}")
-    facts = dataclasses.replace(FACTS, registers=registers, spills=spills)
-    found = kernel_gate_facts.spilled(facts, kernel_gate_facts.DEVICES[device][1], warps)
-    assert found == ([] if allowed else [f"{spills} bytes of spilled registers"])
-
-
-def test_it_says_how_many_use_the_stack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def compile_all(chosen: Any, workers: int, record: Path) -> dict[int, Any]:
-        facts = [dataclasses.replace(FACTS, spills=8 * number) for number in range(len(chosen))]
-        made = [kernel_gate_run.kernel_gate_csr.Compiled(*about, None, facts[0]) for _, about in chosen]
-        return {number: dataclasses.replace(one, facts=facts[number]) for number, one in enumerate(made)}
-
-    monkeypatch.setattr(kernel_gate_run, "compile_all", compile_all)
-    assert kernel_gate_run.main(["--match", "csr_copy", "--match", "sm_80"]) == 0
-    out = capsys.readouterr().out
-    assert "all 6 configurations keep every rule" in out
-    assert "5 of them have up to 40 bytes on the stack though registers were left" in out
-
-
 def test_a_run_that_is_stopped_says_where_to_find_what_it_has(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
